@@ -1,0 +1,1 @@
+"""click commands and renderers. No logic of the product lives here."""

@@ -1,0 +1,1 @@
+"""Sources, mining, filters, chat rendering and loss masks."""

@@ -1,0 +1,1 @@
+"""The vocabulary every other room speaks. Pure: imports nothing of ours."""

@@ -1,0 +1,180 @@
+"""What a stage says while it works: typed events, and the Record that carries each one.
+
+The same JSON line is the journal entry, what a worker writes on its stdout, what arrives from a
+remote machine, and what the CLI and the TUI render.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from amigo_local.domain.artifact import Artifact, Figure
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of every event; never emitted itself."""
+
+
+class RunStarted(Event, tag="run_started"):
+    verb: str
+    title: str
+    stages: tuple[str, ...] = ()
+    resumed: bool = False
+
+
+class RunFinished(Event, tag="run_finished"):
+    exit_code: int
+    elapsed_seconds: float
+
+
+class StageStarted(Event, tag="stage_started"):
+    fingerprint: str
+    summary: str
+    estimate_seconds: float | None = None
+
+
+class StageSkipped(Event, tag="stage_skipped"):
+    """Already committed by an earlier run with the same fingerprint."""
+
+    fingerprint: str
+    artifact: Artifact
+
+
+class Progress(Event, tag="progress"):
+    """`done` of `total` in `unit` ("tensors", "bytes", "steps", "prompts"); total None: unknown."""
+
+    label: str
+    done: float
+    total: float | None
+    unit: str
+
+
+class MetricLogged(Event, tag="metric"):
+    """Training or evaluation values at one step."""
+
+    step: int
+    values: dict[str, float]
+
+
+class CheckpointSaved(Event, tag="checkpoint"):
+    step: int
+    path: str
+
+
+class TokenGenerated(Event, tag="token"):
+    """A piece of an answer. `side` is 0 for the first model and 1 for the second."""
+
+    side: int
+    prompt_index: int
+    text: str
+
+
+class GenerationFinished(Event, tag="generation"):
+    """The end of one answer, with load time apart from speed."""
+
+    side: int
+    prompt_index: int
+    model: str
+    prompt_tokens: int
+    answer_tokens: int
+    load_seconds: float
+    prompt_seconds: float
+    answer_seconds: float
+    stop_reason: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed; 0 when nothing was measured."""
+        return self.answer_tokens / self.answer_seconds if self.answer_seconds > 0 else 0.0
+
+
+class Note(Event, tag="note"):
+    """A sentence for the person; `fix` is a command or a change that would mend a problem."""
+
+    text: str
+    level: Literal["info", "good", "warning", "problem"] = "info"
+    fix: str = ""
+
+
+Format = Literal["text", "bytes", "seconds", "count", "ratio", "number"]
+
+
+class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    format: Format = "text"
+
+
+class Table(Event, tag="table"):
+    """Rows of plain values; a face formats each by its column."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Figure, ...], ...]
+
+
+class StageFinished(Event, tag="stage_finished"):
+    artifact: Artifact | None
+    elapsed_seconds: float
+    peak_rss_bytes: int
+    figures: dict[str, Figure] = {}
+    peak_vram_bytes: int | None = None
+
+
+class StageFailed(Event, tag="stage_failed"):
+    message: str
+    hint: str
+    exit_code: int
+    detail: str = ""
+    """The traceback of an unexpected failure, for the journal and --json; faces hide it."""
+
+
+class StageCancelled(Event, tag="stage_cancelled"):
+    message: str = "cancelled"
+
+
+AnyEvent = (
+    RunStarted
+    | RunFinished
+    | StageStarted
+    | StageSkipped
+    | Progress
+    | MetricLogged
+    | CheckpointSaved
+    | TokenGenerated
+    | GenerationFinished
+    | Note
+    | Table
+    | StageFinished
+    | StageFailed
+    | StageCancelled
+)
+
+Emit = Callable[[AnyEvent], None]
+"""How a room reports: it is handed one of these and never prints. Emitting may raise Cancelled."""
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An event with its run, its place in it and its time (seconds since the epoch)."""
+
+    run_id: str
+    seq: int
+    time: float
+    stage: str
+    event: AnyEvent
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """One JSON line without its newline."""
+    return _encoder.encode(record)
+
+
+def decode_record(line: bytes | str) -> Record:
+    """Inverse of encode_record. Raises msgspec.DecodeError on anything else."""
+    return _decoder.decode(line)

@@ -1,0 +1,62 @@
+"""Chat messages, sampling options and answers: what every chat backend takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerationOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sent whole and explicitly to both sides: servers' defaults differ between versions."""
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    max_tokens: int = 512
+    context_length: int = 4096
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One finished answer; seconds are wall time, load apart from prompt and decode."""
+
+    text: str
+    prompt_tokens: int
+    answer_tokens: int
+    load_seconds: float
+    prompt_seconds: float
+    answer_seconds: float
+    stop_reason: str
+    tokens_before_code: int | None = None
+    """Tokens generated before the first code began; None when that was not measured or no code came."""
+
+
+class ChatBackend(Protocol):
+    """A place where models talk: an Ollama server or the embedded llama.cpp."""
+
+    name: str
+    """Shown in reports: `Ollama 0.9.3 at http://…` or `embedded llama.cpp`."""
+
+    def generate(
+        self,
+        model: str,
+        messages: tuple[Message, ...],
+        options: GenerationOptions,
+        on_text: Callable[[str], None],
+    ) -> Answer:
+        """Streams each piece to on_text (which may raise Cancelled) and returns the answer."""
+
+    def count_tokens(self, model: str, text: str) -> int:
+        """Tokens of plain text (no special tokens added) in that model's vocabulary."""
+
+    def unload(self, model: str) -> None:
+        """Frees the memory that the model holds; nothing happens when it isn't loaded."""

@@ -1,0 +1,42 @@
+"""Plan: what will run, what each stage needs, what is already done, and what binds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Predicted peaks of one stage; seconds None: nothing to predict it from."""
+
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    seconds: float | None = None
+
+
+class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    stage: str
+    summary: str
+    status: Literal["done", "to do"]
+    needs: Needs
+    artifact_path: str | None = None
+
+
+class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an effective batch is split: micro_batch x accumulation = effective batch."""
+
+    micro_batch: int
+    accumulation: int
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    recipe: str
+    model: str
+    stages: tuple[PlannedStage, ...]
+    batching: Batching | None = None
+    binding: str | None = None
+    """The resource that does not suffice (`VRAM: needs … has …`), or None when it fits."""
+    nearest: str | None = None
+    """The nearest change of the recipe that fits."""

@@ -1,0 +1,119 @@
+"""Recipe: what a person wants done to a model. The plan, not the recipe, fits it to a machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Dtype = Literal["bf16", "f16", "f32"]
+Quant = Literal["keep", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m"]
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Unknown keys are errors: a misspelt setting must never be lost in silence."""
+
+
+class ModelSettings(Strict):
+    source: str | None = None
+    """REF of the model to refine: an Ollama tag, a GGUF file or a checkpoint directory."""
+    base: str | None = None
+    """REF of a checkpoint to train on instead of unpacking the source's GGUF."""
+    dtype: Dtype = "bf16"
+    """What the unpacked checkpoint is written in."""
+
+
+class DataSource(Strict):
+    """Exactly one of `stdlib` and `jsonl` names where the pairs come from."""
+
+    stdlib: Literal["all"] | tuple[str, ...] | None = None
+    """Top-level modules of the Python standard library to mine, or "all"."""
+    jsonl: str | None = None
+    """Path of a JSON-lines file."""
+    prompt: str = "prompt"
+    """Column of the request (jsonl)."""
+    completion: str = "completion"
+    """Column of the answer (jsonl)."""
+    limit: Positive | None = None
+    """Take at most so many pairs, evenly spread over modules; None takes all."""
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.stdlib, self.jsonl)) != 1:
+            raise ValueError("a source names exactly one of: stdlib, jsonl")
+
+    @property
+    def kind(self) -> str:
+        return "stdlib" if self.stdlib is not None else "jsonl"
+
+
+class DataSettings(Strict):
+    sources: tuple[DataSource, ...] = ()
+    held_out_fraction: Fraction = 0.15
+    """Share of *modules* (or of rows, for jsonl) kept away from training, for evaluation."""
+    max_length_tokens: Positive = 1024
+    """Longer samples are left out, and counted."""
+    seed: int = 0
+
+
+class LoraSettings(Strict):
+    rank: Positive = 32
+    alpha: Positive = 64
+    dropout: Fraction = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class TrainSettings(Strict):
+    learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
+    epochs: Annotated[float, Meta(gt=0)] = 1.0
+    max_steps: Positive | None = None
+    """Stop after so many optimizer steps even if epochs remain."""
+    effective_batch: Positive = 8
+    """Samples per optimizer step. The plan splits it into micro-batch x accumulation."""
+    micro_batch: Positive | None = None
+    """Overrides the plan's micro-batch."""
+    warmup_fraction: Fraction = 0.03
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
+    quantization: Literal["nf4", "none"] = "nf4"
+    checkpoint_every_steps: Positive = 50
+    keep_checkpoints: Positive = 2
+    log_every_steps: Positive = 1
+    seed: int = 0
+    lora: LoraSettings = LoraSettings()
+
+
+class ExportSettings(Strict):
+    quant: Quant = "q4_k_m"
+    check_prompts: Annotated[int, Meta(ge=0)] = 8
+    """Held-out prompts for the KL check of the exported file against base + adapter."""
+
+
+class RegisterSettings(Strict):
+    tag: str | None = None
+    """Tag of the refined model; None: the source's name with `-amigo`."""
+    like: str | None = None
+    """Tag whose template, parameters and system are taken; None: the source."""
+
+
+class EvaluateSettings(Strict):
+    suites: tuple[Literal["directness", "humaneval"], ...] = ("directness", "humaneval")
+    directness_prompts: Positive = 24
+    humaneval_problems: Positive | None = None
+    """The first n problems, evenly spread; None: all 164."""
+    max_answer_tokens: Positive = 512
+    seed: int = 0
+
+
+class Recipe(Strict):
+    name: str
+    summary: str = ""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    export: ExportSettings = ExportSettings()
+    register: RegisterSettings = RegisterSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()

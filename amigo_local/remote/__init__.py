@@ -1,0 +1,1 @@
+"""A rented machine over ssh."""

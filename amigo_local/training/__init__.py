@@ -1,0 +1,1 @@
+"""Memory formulas, QLoRA SFT, checkpoints."""

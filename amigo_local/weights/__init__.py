@@ -1,0 +1,1 @@
+"""GGUF to safetensors and back, LoRA merge, quantize; one file per architecture family."""
