@@ -55,8 +55,5 @@ class ChatBackend(Protocol):
     ) -> Answer:
         """Streams each piece to on_text (which may raise Cancelled) and returns the answer."""
 
-    def count_tokens(self, model: str, text: str) -> int:
-        """Tokens of plain text (no special tokens added) in that model's vocabulary."""
-
     def unload(self, model: str) -> None:
         """Frees the memory that the model holds; nothing happens when it isn't loaded."""

@@ -17,7 +17,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Unknown keys are errors: a misspelt setting must never be lost in silence."""
 
 
-class ModelSettings(Strict):
+class ModelSettings(Strict, frozen=True, kw_only=True):
     source: str | None = None
     """REF of the model to refine: an Ollama tag, a GGUF file or a checkpoint directory."""
     base: str | None = None
@@ -26,7 +26,7 @@ class ModelSettings(Strict):
     """What the unpacked checkpoint is written in."""
 
 
-class DataSource(Strict):
+class DataSource(Strict, frozen=True, kw_only=True):
     """Exactly one of `stdlib` and `jsonl` names where the pairs come from."""
 
     stdlib: Literal["all"] | tuple[str, ...] | None = None
@@ -49,7 +49,7 @@ class DataSource(Strict):
         return "stdlib" if self.stdlib is not None else "jsonl"
 
 
-class DataSettings(Strict):
+class DataSettings(Strict, frozen=True, kw_only=True):
     sources: tuple[DataSource, ...] = ()
     held_out_fraction: Fraction = 0.15
     """Share of *modules* (or of rows, for jsonl) kept away from training, for evaluation."""
@@ -58,14 +58,14 @@ class DataSettings(Strict):
     seed: int = 0
 
 
-class LoraSettings(Strict):
+class LoraSettings(Strict, frozen=True, kw_only=True):
     rank: Positive = 32
     alpha: Positive = 64
     dropout: Fraction = 0.0
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
-class TrainSettings(Strict):
+class TrainSettings(Strict, frozen=True, kw_only=True):
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
     epochs: Annotated[float, Meta(gt=0)] = 1.0
     max_steps: Positive | None = None
@@ -86,20 +86,20 @@ class TrainSettings(Strict):
     lora: LoraSettings = LoraSettings()
 
 
-class ExportSettings(Strict):
+class ExportSettings(Strict, frozen=True, kw_only=True):
     quant: Quant = "q4_k_m"
     check_prompts: Annotated[int, Meta(ge=0)] = 8
     """Held-out prompts for the KL check of the exported file against base + adapter."""
 
 
-class RegisterSettings(Strict):
+class RegisterSettings(Strict, frozen=True, kw_only=True):
     tag: str | None = None
     """Tag of the refined model; None: the source's name with `-amigo`."""
     like: str | None = None
     """Tag whose template, parameters and system are taken; None: the source."""
 
 
-class EvaluateSettings(Strict):
+class EvaluateSettings(Strict, frozen=True, kw_only=True):
     suites: tuple[Literal["directness", "humaneval"], ...] = ("directness", "humaneval")
     directness_prompts: Positive = 24
     humaneval_problems: Positive | None = None
@@ -108,7 +108,7 @@ class EvaluateSettings(Strict):
     seed: int = 0
 
 
-class Recipe(Strict):
+class Recipe(Strict, frozen=True, kw_only=True):
     name: str
     summary: str = ""
     model: ModelSettings = ModelSettings()

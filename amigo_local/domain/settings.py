@@ -5,7 +5,7 @@ from __future__ import annotations
 from amigo_local.domain.recipe import Strict
 
 
-class OllamaSettings(Strict):
+class OllamaSettings(Strict, frozen=True, kw_only=True):
     host: str | None = None
     """URL of the server; None: OLLAMA_HOST, else http://127.0.0.1:11434."""
     store: str | None = None
@@ -14,7 +14,7 @@ class OllamaSettings(Strict):
     """False: never ask a server; the embedded llama.cpp and our own library serve."""
 
 
-class MachineBudget(Strict):
+class MachineBudget(Strict, frozen=True, kw_only=True):
     """Caps on what may be used, as sizes (`6GiB`); None: what the machine has."""
 
     vram: str | None = None
@@ -22,7 +22,7 @@ class MachineBudget(Strict):
     disk: str | None = None
 
 
-class ProgramSettings(Strict):
+class ProgramSettings(Strict, frozen=True, kw_only=True):
     ollama: OllamaSettings = OllamaSettings()
     machine: MachineBudget = MachineBudget()
     unsafe: bool = False

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from amigo_local.domain.artifact import Artifact, ArtifactKind, Figure
 from amigo_local.domain.events import Emit, Note, Progress
@@ -16,8 +18,36 @@ from amigo_local.domain.settings import ProgramSettings
 from amigo_local.engine.workspace import Workspace
 
 Params = Strict
-"""Base of every stage's settings: frozen, unknown fields forbidden. Each field carries
-`Annotated[..., Meta(description=...)]`; `extra_json_schema={"argument": True}` makes it positional."""
+"""Base of every stage's settings: frozen, unknown fields forbidden. Each field is annotated with
+`option(...)` or `argument(...)`; CLI options and forms are generated from that."""
+
+
+def option(description: str, hidden: bool = False) -> Meta:
+    """A setting given by name: `--like TAG`."""
+    return Meta(description=description, extra={"hidden": hidden})
+
+
+def argument(description: str) -> Meta:
+    """A setting given by position: `pull TAG`."""
+    return Meta(description=description, extra={"argument": True})
+
+
+class RecipeRequest(Strict, frozen=True, kw_only=True):
+    """What a person gives to a verb that works from a recipe."""
+
+    recipe: Annotated[str, argument("Path of a recipe, or the name of a shipped one.")]
+    model: Annotated[str | None, option("REF of the model, instead of the recipe's model.source.")] = None
+    overrides: Annotated[tuple[str, ...], option("key.path=value", hidden=True)] = ()
+
+
+class RunRecord(Strict, frozen=True, kw_only=True):
+    """`runs/ID/run.json`: what was asked, so that it can be asked again."""
+
+    run_id: str
+    verb: str
+    title: str
+    params: dict[str, Any]
+    settings: ProgramSettings
 
 
 @dataclass(frozen=True)
@@ -63,18 +93,22 @@ class Step:
 
 
 Chain = Generator[Step, Any, None]
-"""Yields steps, receives each one's artifact (None where it has none): a whole loop reads top to bottom as one story."""
+"""Yields steps and receives the newest artifact, so that a whole loop reads as one story."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One verb. Either `run` (a unit of work) or `steps` (a chain of other stages)."""
+    """One verb: `run` is its unit of work as a step; `steps` is the chain that asking for it by
+    name starts, where that is more than the one step."""
 
     name: str
     summary: str
     params: type[Params]
+    """Settings of the step."""
     run: Callable[[Any, StageContext], StageResult] | None = None
     steps: Callable[[Any, StageContext], Chain] | None = None
+    request: type[Params] | None = None
+    """Settings that a person gives, where they differ from the step's; `steps` receives them."""
     produces: ArtifactKind | None = None
     version: int = 1
     """Raise it when the same inputs would give another artifact; old ones are then made anew."""
@@ -86,8 +120,16 @@ class Stage:
     """Digests of what goes in, by name; part of the fingerprint."""
     needs: Callable[[Any, StageContext], Needs] | None = None
     """Predicted peaks, checked against the machine before the stage starts."""
+    again: Callable[[Any, Workspace], RunRecord | None] | None = None
+    """An earlier run that these params ask to go on with, in the place of this stage."""
     still_holds: Callable[[Any, Artifact, StageContext], bool] | None = None
     """Whether a committed artifact is still there in the world (a tag may have been removed)."""
+
+    @property
+    def asked(self) -> type[Params]:
+        """What a face asks a person for."""
+        return self.request or self.params
+
     locks: bool = True
     """Whether running it changes the home folder: then it is journalled, and two at once refused."""
 

@@ -34,7 +34,9 @@ def digest_path(path: Path, digest_of: Callable[[Path], str] = digest_file) -> s
     """Digest of a file, or of a directory's sorted `sha256:…  relative/name` lines."""
     if path.is_file():
         return digest_of(path)
-    lines = [f"{digest_of(file)}  {file.relative_to(path).as_posix()}" for file in sorted(path.rglob("*")) if file.is_file()]
+    lines = [
+        f"{digest_of(file)}  {file.relative_to(path).as_posix()}" for file in sorted(path.rglob("*")) if file.is_file()
+    ]
     return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -41,9 +42,9 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats too: PyYAML reads `2e-4` as a string, and every learning rate is written so."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # PyYAML's stub leaves it untyped
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
     list("-+0123456789"),
 )
 
@@ -52,7 +53,7 @@ def parse_yaml(text: str, name: str) -> Branch:
     """The tree of one document. Raises InputError with file, line and what the parser met."""
     try:
         loader = _Loader(text)
-        loader.name = name  # type: ignore[misc]  # shown in PyYAML's own messages
+        loader.name = name  # shown in PyYAML's own messages
         root = loader.get_single_node()
         if root is None:
             return Branch({}, False, name)
@@ -102,7 +103,10 @@ def parse_override(text: str) -> Branch:
     try:
         node: Node = _reoriginated(parse_yaml(f"x: {value}", origin).children["x"], origin)
     except InputError as error:
-        raise InputError(f"--set {text}: the value can't be read", "quote it for the shell, for example --set 'data.sources=[{stdlib: all}]'") from error
+        raise InputError(
+            f"--set {text}: the value can't be read",
+            "quote it for the shell, for example --set 'data.sources=[{stdlib: all}]'",
+        ) from error
     for part in reversed(parts):
         node = Branch({part: node}, False, origin)
     assert isinstance(node, Branch)
@@ -122,7 +126,9 @@ def build(struct: type[T], tree: Branch, path: str = "") -> T:
     for key, node in tree.children.items():
         here = f"{path}{key}"
         if key not in hints:
-            raise InputError(f"{node.origin}: {here}: unknown key{_nearest(key, hints)}", f"keys here: {', '.join(hints)}")
+            raise InputError(
+                f"{node.origin}: {here}: unknown key{_nearest(key, hints)}", f"keys here: {', '.join(hints)}"
+            )
         values[key] = _value(hints[key], node, here)
     missing = [f.name for f in msgspec.structs.fields(struct) if f.required and f.name not in values]
     if missing:
@@ -149,7 +155,9 @@ def _value(hint: Any, node: Node, path: str) -> Any:
         words = [a for o in _options(hint) if typing.get_origin(o) is typing.Literal for a in typing.get_args(o)]
         known = f"one of: {', '.join(map(str, words))}" if words else ""
         near = _nearest(str(plain), words) if words else ""
-        raise InputError(f"{node.origin}: {path}: found {plain!r}: {reason[0].lower()}{reason[1:]}{near}", known) from error
+        raise InputError(
+            f"{node.origin}: {path}: found {plain!r}: {reason[0].lower()}{reason[1:]}{near}", known
+        ) from error
 
 
 def _options(hint: Any) -> list[Any]:

@@ -78,16 +78,16 @@ class Workspace:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and self.artifacts_dir in target.parents:
             shutil.rmtree(target)
-        os.replace(built, target)
+        built.replace(target)
         fsync_directory(target.parent)
-        os.replace(waiting, record)
+        waiting.replace(record)
         fsync_directory(record.parent)
 
     def _finish_cut_commit(self, record: Path) -> None:
         waiting = record.with_suffix(".json.partial")
         if not record.exists() and (artifact := read_artifact(waiting)) and is_intact(artifact):
             # Intact by size under its final name: renamed after fsync, so only the record is behind.
-            os.replace(waiting, record)
+            waiting.replace(record)
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every committed artifact, oldest first."""

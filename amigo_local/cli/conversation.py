@@ -1,0 +1,56 @@
+"""`chat` without --prompt: reads lines, keeps each side's history, runs the chat stage per turn."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+
+from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, InputError
+from amigo_local.domain.events import Record, TokenGenerated
+from amigo_local.domain.generation import Message
+from amigo_local.engine.contract import Params
+from amigo_local.engine.runner import Runner
+
+
+def converse(runner: Runner, params: Params) -> int:
+    """Until an empty line, end of input or Ctrl-C; returns the exit code."""
+    if not sys.stdin.isatty():
+        text = sys.stdin.read().strip()
+        if not text:
+            raise InputError("there is nothing to ask", "give --prompt TEXT, or a question on stdin")
+        return runner.run("chat", msgspec.structs.replace(params, prompt=text)).exit_code
+    show = runner.on_record
+    answers: dict[int, list[str]] = {}
+
+    def listen(record: Record) -> None:
+        if isinstance(record.event, TokenGenerated):
+            answers.setdefault(record.event.side, []).append(record.event.text)
+        show(record)
+
+    runner.on_record = listen
+    history: tuple[tuple[Message, ...], ...] = ()
+    click.echo("An empty line or Ctrl-D ends the conversation.", err=True)
+    while True:
+        try:
+            prompt = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return EXIT_DONE
+        if not prompt:
+            return EXIT_DONE
+        answers.clear()
+        code = runner.run("chat", msgspec.structs.replace(params, prompt=prompt, history=history)).exit_code
+        if code == EXIT_CANCELLED:
+            runner.reset()  # Ctrl-C ends the answer, not the conversation
+        elif code != EXIT_DONE:
+            return code
+        sides = max(answers, default=-1) + 1
+        history = tuple(
+            (
+                *(history[side] if side < len(history) else ()),
+                Message("user", prompt),
+                Message("assistant", "".join(answers.get(side, []))),
+            )
+            for side in range(sides)
+        )

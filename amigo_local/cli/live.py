@@ -1,0 +1,150 @@
+"""The terminal renderer: live progress with Rich, answers as they come, tables in colour."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table as RichTable
+
+from amigo_local.cli.formats import cells, is_numeric
+from amigo_local.cli.sentences import sentence
+from amigo_local.domain.events import (
+    GenerationFinished,
+    MetricLogged,
+    Note,
+    Progress,
+    Record,
+    StageCancelled,
+    StageFailed,
+    StageFinished,
+    StageSkipped,
+    StageStarted,
+    Table,
+    TokenGenerated,
+)
+
+_STYLES = {"good": "green", "warning": "yellow", "problem": "red", "info": ""}
+
+
+class LiveRenderer:
+    """One live line per running stage; everything finished scrolls up and stays."""
+
+    def __init__(self) -> None:
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False)
+        self._bar: Bar | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._metrics = ""
+        self._side: tuple[int, int] | None = None
+        self._mid_line = False
+
+    def __call__(self, record: Record) -> None:
+        event = record.event
+        if isinstance(event, TokenGenerated):
+            if record.stage == "chat":
+                self._token(event)
+            return
+        if isinstance(event, Progress):
+            self._progress(record.stage, event)
+        elif isinstance(event, MetricLogged):
+            self._metrics = sentence(event)
+            for task in self._tasks.values():
+                if self._bar:
+                    self._bar.update(task, metrics=self._metrics)
+        elif isinstance(event, Table):
+            self._stop_bar()
+            self._table(event)
+        elif isinstance(event, GenerationFinished):
+            if record.stage == "chat":
+                self._say(f"[dim]{escape(sentence(event))}[/]")
+        else:
+            self._line(record)
+
+    def _line(self, record: Record) -> None:
+        event, text = record.event, sentence(record.event)
+        if not text:
+            return
+        name = f"[bold cyan]{record.stage:<9}[/]"
+        match event:
+            case StageStarted():
+                self._say(f"{name} {escape(text)}")
+            case StageFinished():
+                self._stop_bar()
+                self._say(f"{name} [green]✓[/] {escape(text)}")
+            case StageSkipped():
+                self._say(f"{name} [green]✓[/] [dim]{escape(text)}[/]")
+            case StageFailed():
+                self._stop_bar()
+                self._say(f"{name} [red]✗ {escape(event.message)}[/]")
+                if event.hint:
+                    self._say(f"          [yellow]hint:[/] {escape(event.hint)}")
+            case StageCancelled():
+                self._stop_bar()
+                self._say(f"{name} [yellow]■ {escape(text)}[/]")
+            case Note():
+                style = _STYLES[event.level]
+                self._say(f"{name} {f'[{style}]' if style else ''}{escape(event.text)}{'[/]' if style else ''}")
+                if event.fix:
+                    self._say(f"          [yellow]fix:[/] {escape(event.fix)}")
+            case _:
+                self._say(f"{name} [dim]{escape(text)}[/]")
+
+    def _say(self, markup: str) -> None:
+        self._end_line()
+        (self._bar.console if self._bar else self._err).print(markup, soft_wrap=True)
+
+    def _progress(self, stage: str, event: Progress) -> None:
+        self._end_line()
+        if self._bar is None:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("[bold cyan]{task.fields[stage]:<9}[/]"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description} [dim]{task.fields[metrics]}[/]"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Bar(*columns, console=self._err, transient=True)
+            self._bar.start()
+        key = f"{stage} {event.label}"
+        if key not in self._tasks:
+            for old in self._tasks.values():
+                self._bar.remove_task(old)
+            self._tasks = {key: self._bar.add_task("", total=event.total, stage=stage, metrics=self._metrics)}
+        self._bar.update(self._tasks[key], completed=event.done, total=event.total, description=escape(sentence(event)))
+
+    def _stop_bar(self) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._bar, self._tasks, self._metrics = None, {}, ""
+
+    def _table(self, table: Table) -> None:
+        self._end_line()
+        rich = RichTable(title=table.title or None, title_justify="left", title_style="bold", header_style="bold cyan")
+        for column in table.columns:
+            rich.add_column(column.name, justify="right" if is_numeric(column) else "left", overflow="fold")
+        for row in cells(table):
+            rich.add_row(*map(escape, row))
+        self._out.print(rich, soft_wrap=False)
+
+    def _token(self, event: TokenGenerated) -> None:
+        side = (event.side, event.prompt_index)
+        if side != self._side:
+            self._end_line()
+            self._side = side
+        self._stop_bar()
+        self._out.file.write(event.text)
+        self._out.file.flush()
+        self._mid_line = not event.text.endswith("\n")
+
+    def _end_line(self) -> None:
+        if self._mid_line:
+            self._out.file.write("\n")
+            self._out.file.flush()
+            self._mid_line = False
+
+    def close(self) -> None:
+        """Ends the live display and restores the cursor."""
+        self._stop_bar()
+        self._end_line()

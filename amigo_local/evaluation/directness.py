@@ -1,0 +1,59 @@
+"""Directness: how much a model says before the first code of its answer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import msgspec
+
+from amigo_local.domain.code_start import find_code
+from amigo_local.domain.generation import Answer
+from amigo_local.evaluation.statistics import Interval, wilson
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """How one answer begins."""
+
+    has_code: bool
+    at_once: bool
+    """Nothing but white space stands before the code."""
+    tokens_before_code: int | None
+    """None: no code came."""
+
+
+class Directness(msgspec.Struct, frozen=True):
+    """One model's answers together. Medians and means are over the answers that hold code."""
+
+    answers: int
+    with_code: Interval
+    at_once: Interval
+    median_tokens_before_code: float | None
+    mean_tokens_before_code: float | None
+
+
+def opening_of(answer: Answer) -> Opening:
+    """Judges the text; the tokens are those counted while streaming.
+
+    A backend that counted none gets their share of the answer's tokens by characters.
+    """
+    start = find_code(answer.text)
+    if start.found_at is None:
+        return Opening(False, False, None)
+    if start.at_once:
+        return Opening(True, True, 0)
+    tokens = answer.tokens_before_code
+    if tokens is None:
+        tokens = round(answer.answer_tokens * start.found_at / len(answer.text))
+    return Opening(True, False, tokens)
+
+
+def directness_of(openings: Sequence[Opening]) -> Directness:
+    tokens = [opening.tokens_before_code for opening in openings if opening.tokens_before_code is not None]
+    return Directness(
+        answers=len(openings),
+        with_code=wilson(sum(opening.has_code for opening in openings), len(openings)),
+        at_once=wilson(sum(opening.at_once for opening in openings), len(openings)),
+        median_tokens_before_code=float(statistics.median(tokens)) if tokens else None,
+        mean_tokens_before_code=statistics.fmean(tokens) if tokens else None,
+    )

@@ -1,0 +1,189 @@
+"""What an evaluation found: answers, verdicts, figures and tables; everything a report is made from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import msgspec
+
+from amigo_local.domain.artifact import Figure
+from amigo_local.domain.events import Column, Table
+from amigo_local.evaluation.directness import Directness, Opening, directness_of
+from amigo_local.evaluation.statistics import Interval, PairedTest, mcnemar, sign_test, wilson
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """One answer with what was found about it."""
+
+    text: str
+    opening: Opening
+    answer_tokens: int
+    prompt_tokens: int
+    load_seconds: float
+    prompt_seconds: float
+    answer_seconds: float
+    stop_reason: str
+    passed: bool | None = None
+    """Verdict of the sandbox; None where nothing was run."""
+    verdict: str = ""
+
+
+class SuiteResult(msgspec.Struct, frozen=True):
+    """One suite: the same prompts to every model."""
+
+    name: str
+    prompt_ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    answers: tuple[tuple[Judged, ...], ...]
+    """(models, prompts)"""
+
+    def directness(self, side: int) -> Directness:
+        return directness_of([judged.opening for judged in self.answers[side]])
+
+    def passed(self, side: int) -> Interval | None:
+        """Pass@1, one greedy answer for each problem; None where nothing was run."""
+        verdicts = [judged.passed for judged in self.answers[side] if judged.passed is not None]
+        return wilson(sum(verdicts), len(verdicts)) if verdicts else None
+
+    def at_once_test(self) -> PairedTest:
+        first, second = ([judged.opening.at_once for judged in side] for side in self.answers[:2])
+        return mcnemar(first, second)
+
+    def tokens_test(self) -> PairedTest:
+        first, second = ([judged.opening.tokens_before_code for judged in side] for side in self.answers[:2])
+        return sign_test(first, second)
+
+    def passed_test(self) -> PairedTest | None:
+        if self.passed(0) is None or len(self.answers) < 2:
+            return None
+        first, second = ([bool(judged.passed) for judged in side] for side in self.answers[:2])
+        return mcnemar(first, second)
+
+
+class Speed(msgspec.Struct, frozen=True):
+    answer_tokens: int
+    tokens_per_second: float
+    """Decoding alone."""
+    load_seconds: float
+    """The longest load that an answer reported: the cold one."""
+
+
+class EvaluationResult(msgspec.Struct, frozen=True):
+    """Written as results.json; the report is made from this alone."""
+
+    backend: str
+    sandbox: str
+    """What kept generated code, or why none was run."""
+    models: tuple[str, ...]
+    labels: tuple[str, ...]
+    """What a report calls the models, e.g. `before` and `after`."""
+    suites: tuple[SuiteResult, ...]
+
+    def speed(self, side: int) -> Speed:
+        judged = [answer for suite in self.suites for answer in suite.answers[side]]
+        seconds = sum(answer.answer_seconds for answer in judged)
+        tokens = sum(answer.answer_tokens for answer in judged)
+        load = max((answer.load_seconds for answer in judged), default=0.0)
+        return Speed(tokens, tokens / seconds if seconds else 0.0, load)
+
+    def figures(self) -> dict[str, Figure]:
+        """Flat figures for the artifact: `directness.after.at_once_share` and the like."""
+        figures: dict[str, Figure] = {"backend": self.backend, "sandbox": self.sandbox}
+        for side, label in enumerate(self.labels):
+            speed = self.speed(side)
+            figures[f"{label}.tokens_per_second"] = round(speed.tokens_per_second, 2)
+            figures[f"{label}.load_seconds"] = round(speed.load_seconds, 3)
+            for suite in self.suites:
+                found = suite.directness(side)
+                key = f"{suite.name}.{label}"
+                figures[f"{key}.at_once_share"] = found.at_once.share
+                figures[f"{key}.with_code_share"] = found.with_code.share
+                figures[f"{key}.median_tokens_before_code"] = found.median_tokens_before_code
+                figures[f"{key}.mean_tokens_before_code"] = found.mean_tokens_before_code
+                if (passed := suite.passed(side)) is not None:
+                    figures[f"{key}.pass_at_1"] = passed.share
+                    figures[f"{key}.pass_at_1_low"], figures[f"{key}.pass_at_1_high"] = passed.low, passed.high
+        if len(self.models) > 1:
+            for suite in self.suites:
+                figures[f"{suite.name}.at_once_p_value"] = suite.at_once_test().p_value
+                figures[f"{suite.name}.tokens_before_code_p_value"] = suite.tokens_test().p_value
+                if (test := suite.passed_test()) is not None:
+                    figures[f"{suite.name}.pass_at_1_p_value"] = test.p_value
+        return figures
+
+    def tables(self) -> tuple[Table, ...]:
+        """Directness of each suite, correctness where it was measured, speed."""
+        tables = [self._directness_table(suite) for suite in self.suites]
+        tables += [self._correctness_table(suite) for suite in self.suites if suite.passed(0) is not None]
+        return (*tables, self._speed_table())
+
+    def _directness_table(self, suite: SuiteResult) -> Table:
+        rows: list[tuple[Figure, ...]] = []
+        for side, label in enumerate(self.labels):
+            found = suite.directness(side)
+            rows.append(
+                (
+                    label,
+                    found.answers,
+                    found.at_once.share,
+                    percent_range(found.at_once),
+                    found.with_code.share,
+                    found.median_tokens_before_code,
+                    found.mean_tokens_before_code,
+                )
+            )
+        columns = (
+            Column("model"),
+            Column("answers", "count"),
+            Column("code at once", "ratio"),
+            Column("95 % interval"),
+            Column("any code", "ratio"),
+            Column("median tokens before code", "number"),
+            Column("mean", "number"),
+        )
+        return Table(f"Directness on {suite.name} prompts", columns, tuple(rows))
+
+    def _correctness_table(self, suite: SuiteResult) -> Table:
+        rows: list[tuple[Figure, ...]] = []
+        for side, label in enumerate(self.labels):
+            passed = suite.passed(side)
+            assert passed is not None
+            right = [judged for judged in suite.answers[side] if judged.passed]
+            before = [judged.opening.tokens_before_code for judged in right]
+            known = [tokens for tokens in before if tokens is not None]
+            median = float(statistics.median(known)) if known else None
+            rows.append((label, len(suite.prompts), len(right), passed.share, percent_range(passed), median))
+        columns = (
+            Column("model"),
+            Column("problems", "count"),
+            Column("passed", "count"),
+            Column("pass@1", "ratio"),
+            Column("95 % interval"),
+            Column("median tokens before code, of those passed", "number"),
+        )
+        return Table(f"Correctness on {suite.name}", columns, tuple(rows))
+
+    def _speed_table(self) -> Table:
+        rows: list[tuple[Figure, ...]] = []
+        for side, label in enumerate(self.labels):
+            speed = self.speed(side)
+            rows.append((label, self.models[side], speed.answer_tokens, speed.tokens_per_second, speed.load_seconds))
+        columns = (
+            Column("model"),
+            Column("name"),
+            Column("tokens written", "count"),
+            Column("tok/s", "number"),
+            Column("load", "seconds"),
+        )
+        return Table(f"Speed, served by {self.backend}", columns, tuple(rows))
+
+
+def percent_range(interval: Interval) -> str:
+    """`12–34 %`."""
+    return f"{interval.low * 100:.0f}–{interval.high * 100:.0f} %"
+
+
+def labels_for(models: Sequence[str]) -> tuple[str, ...]:
+    """`before` and `after` for two, the names for any other number."""
+    return ("before", "after") if len(models) == 2 else tuple(models)

@@ -1,0 +1,199 @@
+"""Puts the same prompts to each model, one model after the other, and judges the answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import Emit, GenerationFinished, Note, Progress, TokenGenerated
+from amigo_local.domain.generation import Answer, ChatBackend, GenerationOptions, Message
+from amigo_local.domain.recipe import EvaluateSettings
+from amigo_local.evaluation.answers import AnswerJournal, AnswerLine, answer_key
+from amigo_local.evaluation.directness import opening_of
+from amigo_local.evaluation.extraction import extract_code
+from amigo_local.evaluation.humaneval import Problem, chat_request, evenly_spread, load_problems, program_for
+from amigo_local.evaluation.results import EvaluationResult, Judged, SuiteResult, labels_for
+from amigo_local.evaluation.sandbox import Sandbox, Verdict
+
+
+class _Prompt(msgspec.Struct, frozen=True):
+    suite: str
+    id: str
+    text: str
+    problem: Problem | None = None
+
+
+def run_suites(
+    settings: EvaluateSettings,
+    backend: ChatBackend,
+    models: Sequence[str],
+    held_out: Sequence[str],
+    sandbox: Sandbox,
+    emit: Emit,
+    work_dir: Path,
+    *,
+    context_length: int = 4096,
+    system: str | None = None,
+    problems: Sequence[Problem] | None = None,
+    labels: Sequence[str] | None = None,
+) -> EvaluationResult:
+    """Answers and judges everything; what an earlier, interrupted call answered in `work_dir` is kept.
+
+    A model answers all prompts of all suites before the next one is loaded, and is unloaded after
+    (also when something fails), so that two are never in memory together. `held_out` are the
+    requests of the directness suite; `problems` stand for HumanEval's own. Prompt indices in events
+    count through all suites. Raises InputError when a suite has nothing to ask.
+    """
+    prompts = _prompts(settings, held_out, sandbox, emit, problems)
+    if not prompts or not models:
+        raise InputError("there is nothing to evaluate", "name at least one model and one suite that can run")
+    options = GenerationOptions(
+        temperature=0.0, seed=settings.seed, max_tokens=settings.max_answer_tokens, context_length=context_length
+    )
+    journal = AnswerJournal(work_dir)
+    if len(journal):
+        emit(Note(f"{len(journal)} answers of an interrupted evaluation are kept"))
+    judged: list[list[Judged]] = []
+    for side, model in enumerate(models):
+        answers = _answer_all(side, model, len(models), prompts, backend, options, system, journal, emit)
+        judged.append([_judged(answer) for answer in answers])
+    judged = _run_checks(prompts, judged, sandbox, emit)
+    return EvaluationResult(
+        backend=backend.name,
+        sandbox=sandbox.statement,
+        models=tuple(models),
+        labels=tuple(labels) if labels else labels_for(models),
+        suites=tuple(_suite_result(name, prompts, judged) for name in settings.suites if _asks(prompts, name)),
+    )
+
+
+def _prompts(
+    settings: EvaluateSettings,
+    held_out: Sequence[str],
+    sandbox: Sandbox,
+    emit: Emit,
+    problems: Sequence[Problem] | None,
+) -> list[_Prompt]:
+    prompts: list[_Prompt] = []
+    for suite in dict.fromkeys(settings.suites):
+        if suite == "directness":
+            if not held_out:
+                raise InputError(
+                    "the directness suite has no held-out requests to ask",
+                    "prepare a training set with data.held_out_fraction above 0, or leave the suite out",
+                )
+            for text in evenly_spread(held_out, settings.directness_prompts):
+                prompts.append(_Prompt(suite, hashlib.sha256(text.encode()).hexdigest()[:12], text))
+        elif not sandbox.can_run:
+            emit(Note(f"{suite} is left out: {sandbox.statement}", "problem", sandbox.fix))
+        else:
+            chosen = evenly_spread(load_problems() if problems is None else problems, settings.humaneval_problems)
+            prompts += [_Prompt(suite, problem.task_id, chat_request(problem), problem) for problem in chosen]
+    return prompts
+
+
+def _asks(prompts: Sequence[_Prompt], suite: str) -> bool:
+    return any(prompt.suite == suite for prompt in prompts)
+
+
+def _answer_all(
+    side: int,
+    model: str,
+    sides: int,
+    prompts: Sequence[_Prompt],
+    backend: ChatBackend,
+    options: GenerationOptions,
+    system: str | None,
+    journal: AnswerJournal,
+    emit: Emit,
+) -> list[Answer]:
+    answers: list[Answer] = []
+    first = (Message("system", system),) if system else ()
+    try:
+        for index, prompt in enumerate(prompts):
+            emit(Progress("answering", side * len(prompts) + index, sides * len(prompts), "prompts"))
+            messages = (*first, Message("user", prompt.text))
+            key = answer_key(side, model, prompt.suite, prompt.id, messages, options)
+            answer = journal.get(key)
+            if answer is None:
+                answer = backend.generate(model, messages, options, _teller(side, index, emit))
+                journal.append(AnswerLine(key, side, model, prompt.suite, prompt.id, answer))
+                emit(_finished(side, index, model, answer))
+            answers.append(answer)
+        emit(Progress("answering", (side + 1) * len(prompts), sides * len(prompts), "prompts"))
+    finally:
+        backend.unload(model)
+    return answers
+
+
+def _teller(side: int, index: int, emit: Emit) -> Callable[[str], None]:
+    return lambda text: emit(TokenGenerated(side, index, text))
+
+
+def _finished(side: int, index: int, model: str, answer: Answer) -> GenerationFinished:
+    return GenerationFinished(
+        side=side,
+        prompt_index=index,
+        model=model,
+        prompt_tokens=answer.prompt_tokens,
+        answer_tokens=answer.answer_tokens,
+        load_seconds=answer.load_seconds,
+        prompt_seconds=answer.prompt_seconds,
+        answer_seconds=answer.answer_seconds,
+        stop_reason=answer.stop_reason,
+    )
+
+
+def _judged(answer: Answer) -> Judged:
+    return Judged(
+        text=answer.text,
+        opening=opening_of(answer),
+        answer_tokens=answer.answer_tokens,
+        prompt_tokens=answer.prompt_tokens,
+        load_seconds=answer.load_seconds,
+        prompt_seconds=answer.prompt_seconds,
+        answer_seconds=answer.answer_seconds,
+        stop_reason=answer.stop_reason,
+    )
+
+
+def _run_checks(
+    prompts: Sequence[_Prompt], judged: Sequence[Sequence[Judged]], sandbox: Sandbox, emit: Emit
+) -> list[list[Judged]]:
+    """The answers with the sandbox's verdicts; equal programs are run once."""
+    verdicts: dict[str, Verdict] = {}
+    done, total = 0, sum(prompt.problem is not None for prompt in prompts) * len(judged)
+    checked: list[list[Judged]] = []
+    for side in judged:
+        row: list[Judged] = []
+        for prompt, answer in zip(prompts, side, strict=True):
+            if prompt.problem is None:
+                row.append(answer)
+                continue
+            emit(Progress(f"running answers ({sandbox.kind})", done, total, "programs"))
+            code = extract_code(answer.text, prompt.problem.entry_point, prompt.problem.prompt)
+            program = program_for(prompt.problem, code)
+            if program not in verdicts:
+                verdicts[program] = sandbox.run(program)
+            found = verdicts[program]
+            told = found.reason if not found.detail else f"{found.reason}: {found.detail}"
+            row.append(msgspec.structs.replace(answer, passed=found.passed, verdict=told))
+            done += 1
+        checked.append(row)
+    if total:
+        emit(Progress(f"running answers ({sandbox.kind})", total, total, "programs"))
+    return checked
+
+
+def _suite_result(name: str, prompts: Sequence[_Prompt], judged: Sequence[Sequence[Judged]]) -> SuiteResult:
+    places = [index for index, prompt in enumerate(prompts) if prompt.suite == name]
+    return SuiteResult(
+        name=name,
+        prompt_ids=tuple(prompts[index].id for index in places),
+        prompts=tuple(prompts[index].text for index in places),
+        answers=tuple(tuple(side[index] for index in places) for side in judged),
+    )

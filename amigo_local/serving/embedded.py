@@ -1,0 +1,141 @@
+"""EmbeddedBackend: models that talk through llama.cpp inside this process, when no server is there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from amigo_local.domain.errors import InputError
+
+try:
+    import llama_cpp
+except ImportError as error:
+    raise InputError(
+        f"no Ollama server, and llama.cpp isn't installed: {error}",
+        "start `ollama serve`, or pip install 'amigo-local[weights]'",
+    ) from error
+
+from amigo_local.domain.generation import Answer, GenerationOptions, Message
+from amigo_local.domain.modelfile import Modelfile
+from amigo_local.serving.answer_text import AnswerText
+from amigo_local.serving.chat_rendering import conversation, render_chat
+from amigo_local.serving.library import LibraryEntry
+from amigo_local.serving.llama_session import LlamaSession
+from amigo_local.serving.templates import choose_template
+
+
+class EmbeddedBackend:
+    """A ChatBackend. A model is the path of a GGUF file, or a tag that `find` knows; one is loaded at a time.
+
+    The prompt comes from the GGUF's own chat template, else from its family's in `modelfiles/`; a
+    definition's system, turns and stops apply as in Ollama, and its other parameters don't.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], LibraryEntry],
+        *,
+        threads: int | None = None,
+        gpu_layers: int | None = None,
+    ) -> None:
+        """`threads`: None takes the physical cores. `gpu_layers`: None puts on a graphics card what fits."""
+        self.name = f"embedded llama.cpp (llama-cpp-python {llama_cpp.__version__})"
+        self._find = find
+        self._threads = threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        self._gpu_layers = gpu_layers
+        self._session: LlamaSession | None = None
+        self._loaded: tuple[Path, int] | None = None
+        """Path and asked context length of the session."""
+
+    def generate(
+        self,
+        model: str,
+        messages: tuple[Message, ...],
+        options: GenerationOptions,
+        on_text: Callable[[str], None],
+    ) -> Answer:
+        """Streams an answer. Raises InputError when the model can't be loaded or the prompt is too long for it."""
+        path, definition = self._resolve(model)
+        started = time.perf_counter()
+        session = self._open(path, options.context_length)
+        loaded = time.perf_counter()
+        prompt, stops = self._prompt(session, definition, messages)
+        if len(prompt) >= session.context_length:
+            raise InputError(
+                f"the prompt has {len(prompt)} tokens; {model} is loaded with a context of {session.context_length}",
+                "shorten the prompt, or raise context_length up to what the model was trained with",
+            )
+        begun = time.perf_counter()
+        session.evaluate(prompt)
+        evaluated = time.perf_counter()
+        answer, count, reason = AnswerText(stops), 0, "stop"
+        for token in session.sample(prompt, options):
+            count += 1
+            if shown := answer.feed(session.piece(token)):
+                on_text(shown)
+            if answer.stopped:
+                break
+            if count == options.max_tokens or len(prompt) + count == session.context_length:
+                reason = "length"
+                break
+        if shown := answer.finish():
+            on_text(shown)
+        return Answer(
+            text=answer.text,
+            prompt_tokens=len(prompt),
+            answer_tokens=count,
+            load_seconds=loaded - started,
+            prompt_seconds=evaluated - begun,
+            answer_seconds=time.perf_counter() - evaluated,
+            stop_reason=reason,
+            tokens_before_code=answer.tokens_before_code,
+        )
+
+    def count_tokens(self, model: str, text: str) -> int:
+        """Tokens of plain text (none added) in that model's vocabulary; loads the model when it isn't."""
+        path, _ = self._resolve(model)
+        if self._session is None or self._loaded is None or self._loaded[0] != path:
+            self._open(path, GenerationOptions().context_length)
+        assert self._session is not None
+        return len(self._session.tokenize(text, add_special=False))
+
+    def unload(self, model: str) -> None:
+        if self._loaded and self._loaded[0] == self._resolve(model)[0]:
+            self.close()
+
+    def close(self) -> None:
+        """Frees whatever model is loaded."""
+        if self._session:
+            self._session.close()
+        self._session = self._loaded = None
+
+    def _resolve(self, model: str) -> tuple[Path, Modelfile]:
+        if model.lower().endswith(".gguf"):
+            return Path(model).resolve(), Modelfile()
+        entry = self._find(model)
+        return entry.usable_gguf(), entry.definition
+
+    def _open(self, path: Path, context_length: int) -> LlamaSession:
+        if self._session is None or self._loaded != (path, context_length):
+            self.close()
+            self._session = LlamaSession(path, context_length, self._threads, self._gpu_layers)
+            self._loaded = path, context_length
+        return self._session
+
+    def _prompt(
+        self, session: LlamaSession, definition: Modelfile, messages: tuple[Message, ...]
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """Tokens of the rendered conversation, and the stops."""
+        stops, template = definition.stops, session.metadata("tokenizer.chat_template")
+        if not template:
+            chosen = choose_template(None, session.metadata("general.architecture"), is_token=session.is_token)
+            template, stops = chosen.jinja, stops or chosen.definition.stops
+        bos = session.bos_token
+        text = render_chat(template, conversation(definition, messages), bos_token=bos, eos_token=session.eos_token)
+        if session.adds_bos:  # by the tokenizer; a template that also writes it would double it
+            text = text.removeprefix(bos)
+        return session.tokenize(text, add_special=True), stops

@@ -1,0 +1,75 @@
+"""chat: one model, or two side by side, streaming, with speed and load time apart."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import GenerationFinished, TokenGenerated
+from amigo_local.domain.generation import GenerationOptions, Message
+from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
+from amigo_local.stages._models import newest_run_with
+from amigo_local.stages._talk import choose_backend
+
+
+class ChatParams(Params, frozen=True, kw_only=True):
+    ref: Annotated[tuple[str, ...], argument("REF of one model, or of two for A/B; none: the newest run's.")] = ()
+    prompt: Annotated[str | None, option("Ask this and end; without it a conversation begins.")] = None
+    system: Annotated[str | None, option("System message.")] = None
+    temperature: Annotated[float, option("0 is greedy.")] = 0.0
+    max_tokens: Annotated[int, option("Longest answer.")] = 1024
+    context_length: Annotated[int, option("Tokens of context.")] = 4096
+    seed: Annotated[int, option("For temperatures above 0.")] = 0
+    history: Annotated[tuple[tuple[Message, ...], ...], option("Earlier turns of each side.", hidden=True)] = ()
+
+
+def run(params: ChatParams, context: StageContext) -> StageResult:
+    refs = params.ref or (_newest(context),)
+    if len(refs) > 2:
+        raise InputError(f"chat takes one or two models, not {len(refs)}", "amigo-local chat REF [REF]")
+    if not params.prompt:
+        raise InputError("there is nothing to ask", "give --prompt TEXT, or start `amigo-local chat` on a terminal")
+    choice = choose_backend(refs, context)
+    backend = choice.open(context)
+    options = GenerationOptions(
+        temperature=params.temperature,
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        context_length=params.context_length,
+    )
+    if not params.history:
+        context.note(f"served by {backend.name}")
+    for side, model in enumerate(choice.models):
+        system = (Message("system", params.system),) if params.system else ()
+        earlier = params.history[side] if side < len(params.history) else ()
+        messages = (*system, *earlier, Message("user", params.prompt))
+
+        def say(text: str, side: int = side) -> None:
+            context.emit(TokenGenerated(side, 0, text))
+
+        answer = backend.generate(model, messages, options, say)
+        if len(choice.models) > 1:
+            backend.unload(model)  # two models may not fit; load time is reported apart
+        context.emit(
+            GenerationFinished(
+                side=side,
+                prompt_index=0,
+                model=refs[side],
+                prompt_tokens=answer.prompt_tokens,
+                answer_tokens=answer.answer_tokens,
+                load_seconds=answer.load_seconds,
+                prompt_seconds=answer.prompt_seconds,
+                answer_seconds=answer.answer_seconds,
+                stop_reason=answer.stop_reason,
+            )
+        )
+    return StageResult()
+
+
+def _newest(context: StageContext) -> str:
+    run_id, _ = newest_run_with(context.workspace, "gguf")
+    context.note(f"the newest run that made a model: {run_id}")
+    return f"run:{run_id}"
+
+
+STAGE = Stage("chat", "Talk to one model, or to two side by side.", ChatParams, run, locks=False)

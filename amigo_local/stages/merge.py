@@ -1,0 +1,60 @@
+"""merge: a checkpoint with the adapter folded in, for those who want one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from amigo_local.domain.plan import Needs
+from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, option
+from amigo_local.stages._models import resolve
+from amigo_local.stages.unpack import UnpackParams
+
+
+class MergeParams(Params, frozen=True, kw_only=True):
+    base: Annotated[str, option("REF of the model that the adapter was trained on.")]
+    adapter: Annotated[str, option("Directory with adapter_config.json.")]
+    out: Annotated[str, option("Directory to write.")]
+
+
+def steps(params: MergeParams, context: StageContext) -> Chain:
+    base = resolve(params.base, context)
+    checkpoint = str(base.checkpoint)
+    if base.checkpoint is None:
+        unpacked = yield Step("unpack", UnpackParams(ref=params.base))
+        checkpoint = unpacked.path
+    yield Step("merge", MergeParams(base=checkpoint, adapter=params.adapter, out=params.out))
+
+
+def inputs(params: MergeParams, context: StageContext) -> dict[str, str]:
+    from amigo_local.weights.adapter import read_adapter
+
+    adapter = Path(params.adapter).expanduser().absolute()
+    read_adapter(adapter)  # refuses what is no adapter, or of a kind that can't be merged
+    return {"base": resolve(params.base, context).digest, "adapter": context.workspace.digests.digest(adapter)}
+
+
+def needs(params: MergeParams, context: StageContext) -> Needs:
+    from amigo_local.weights.merge import merge_disk_needed
+
+    disk = merge_disk_needed(resolve(params.base, context).files)
+    return Needs(disk_bytes=disk, ram_bytes=800 << 20, seconds=disk / 200e6)
+
+
+def run(params: MergeParams, context: StageContext) -> StageResult:
+    from amigo_local.weights.merge import merge
+
+    base = resolve(params.base, context).files
+    return StageResult(merge(base, Path(params.adapter).expanduser().absolute(), context.build_dir(), context.emit))
+
+
+STAGE = Stage(
+    "merge",
+    "Fold an adapter into its base: a merged safetensors checkpoint.",
+    MergeParams,
+    run,
+    steps,
+    produces="checkpoint",
+    inputs=inputs,
+    needs=needs,
+)

@@ -1,0 +1,123 @@
+"""register: gives a finished GGUF a tag, with template, parameters and system of the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from amigo_local.domain.artifact import Artifact, Figure
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.modelfile import Modelfile
+from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
+from amigo_local.stages._models import resolve
+from amigo_local.stages._serving import library, reachable, served_by
+
+_DEFAULT_CONTEXT = 4096  # what Ollama takes without num_ctx; written down so that both sides have the same
+
+
+class RegisterParams(Params, frozen=True, kw_only=True):
+    file: Annotated[str, argument("The GGUF file.")]
+    tag: Annotated[str, option("Name to register it under.")]
+    like: Annotated[str | None, option("Tag whose template, parameters and system it takes.")] = None
+    context_length: Annotated[int | None, option("num_ctx to write; default: the source's, else 4096.")] = None
+
+
+def inputs(params: RegisterParams, context: StageContext) -> dict[str, str]:
+    model = resolve(_path(params), context)
+    model.need_gguf("register")
+    found = {"model": model.digest, "server": served_by(context.settings)}
+    if params.like:
+        found["like"] = _digest_of(definition_like(params.like, context))
+    return found
+
+
+def still_holds(params: RegisterParams, artifact: Artifact, context: StageContext) -> bool:
+    """Someone may have removed or replaced the tag since."""
+    server = reachable(context.settings)
+    if server is None:
+        found = [entry for entry in library(context).entries() if entry.tag == artifact.figures.get("tag")]
+        return bool(found) and Path(found[0].gguf_path) == Path(_path(params)).resolve()
+    return any(
+        entry.name == artifact.figures.get("tag") and entry.digest == artifact.figures.get("manifest")
+        for entry in server.tags()
+    )
+
+
+def run(params: RegisterParams, context: StageContext) -> StageResult:
+    gguf = resolve(_path(params), context).need_gguf("register")
+    definition = definition_like(params.like, context) if params.like else definition_for(gguf, context)
+    length = params.context_length or int(definition.parameter("num_ctx") or _DEFAULT_CONTEXT)
+    definition = msgspec.structs.replace(definition.with_parameter("num_ctx", length), from_=str(gguf))
+    figures: dict[str, Figure] = {"gguf": str(gguf), "size_bytes": gguf.stat().st_size, "context_length": length}
+    if server := reachable(context.settings):
+        created = server.create(params.tag, gguf, definition, context.emit)
+        figures |= {"tag": created.name, "manifest": created.digest, "served_by": f"Ollama at {server.url}"}
+        try:
+            figures["load_seconds"] = server.load(created.name, length)
+        except InputError:
+            server.delete(created.name)  # a tag that can't load must not stay behind
+            raise
+        server.unload(created.name)
+        context.note(f"registered {created.name} with Ollama; it loads and answers: ollama run {created.name}", "good")
+    else:
+        entry = library(context).register(params.tag, gguf, definition)
+        figures |= {"tag": entry.tag, "served_by": "our own library (no Ollama server answers)"}
+        context.note(f"registered {entry.tag} in our own library: amigo-local chat {entry.tag}", "good")
+    _write_modelfile(definition, context)
+    (context.build_dir() / "registration.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1))
+    return StageResult(figures)
+
+
+def definition_like(tag: str, context: StageContext) -> Modelfile:
+    """What that tag is besides its weights. Raises InputError for an unknown tag."""
+    if server := reachable(context.settings):
+        from amigo_local.serving.ollama_details import definition_from_show
+
+        return definition_from_show(server.show(tag))
+    return library(context).get(tag).definition
+
+
+def definition_for(gguf: Path, context: StageContext) -> Modelfile:
+    """The family's definition from `modelfiles/`, for a file that has no tag to take one from."""
+    from amigo_local.serving.templates import choose_template
+    from amigo_local.weights.gguf_header import read_header
+
+    header = read_header(gguf)
+    chosen = choose_template(header.chat_template, header.architecture)
+    proof = "renders the same prompts as the model's own" if chosen.exact else "is the nearest known"
+    context.note(f"chat template: {chosen.family}, which {proof}", "info" if chosen.exact else "warning")
+    return chosen.definition
+
+
+def _write_modelfile(definition: Modelfile, context: StageContext) -> None:
+    """An export for the person; the registration itself doesn't use it."""
+    if lost := definition.inexpressible():
+        context.note(f"no Modelfile was written, its grammar can't carry: {'; '.join(lost)}", "warning")
+        return
+    (context.build_dir() / "Modelfile").write_text(definition.render(), encoding="utf-8")
+
+
+def _path(params: RegisterParams) -> str:
+    path = str(Path(params.file).expanduser().absolute())
+    if not path.lower().endswith(".gguf") and not Path(path).is_file():
+        raise InputError(f"there is no file {path}", "give the path of a GGUF file")
+    return path
+
+
+def _digest_of(definition: Modelfile) -> str:
+    import hashlib
+
+    return f"sha256:{hashlib.sha256(msgspec.json.encode(definition)).hexdigest()}"
+
+
+STAGE = Stage(
+    "register",
+    "Give a GGUF a tag, with template, parameters and system of the source.",
+    RegisterParams,
+    run,
+    produces="registration",
+    inputs=inputs,
+    still_holds=still_holds,
+)

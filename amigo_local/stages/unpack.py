@@ -1,0 +1,54 @@
+"""unpack: turns a GGUF into a checkpoint that training frameworks read, and proves it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from amigo_local.domain.plan import Needs
+from amigo_local.domain.recipe import Dtype
+from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
+from amigo_local.stages._check_texts import TEXTS
+from amigo_local.stages._models import resolve
+
+_RAM_BYTES = 400 << 20  # measured on SmolLM2-135M without the check: interpreter, numpy and one chunk
+_BYTES_PER_SECOND = 150e6  # of the checkpoint, gguf-py's dequantization on two cores (docs/measurements.md)
+
+
+class UnpackParams(Params, frozen=True, kw_only=True):
+    ref: Annotated[str, argument("REF of the model to unpack.")]
+    out: Annotated[str | None, option("Directory to write; default: in the home folder.")] = None
+    dtype: Annotated[Dtype, option("Type of the weights.")] = "bf16"
+
+
+def inputs(params: UnpackParams, context: StageContext) -> dict[str, str]:
+    model = resolve(params.ref, context)
+    model.need_gguf("unpack")
+    return {"model": model.digest}
+
+
+def needs(params: UnpackParams, context: StageContext) -> Needs:
+    from amigo_local.weights.gguf_header import read_header
+    from amigo_local.weights.unpack import unpack_disk_needed
+
+    disk = unpack_disk_needed(read_header(resolve(params.ref, context).need_gguf("unpack")), params.dtype)
+    return Needs(disk_bytes=disk, ram_bytes=_RAM_BYTES, seconds=disk / _BYTES_PER_SECOND)
+
+
+def run(params: UnpackParams, context: StageContext) -> StageResult:
+    from amigo_local.weights.unpack import unpack
+    from amigo_local.weights.verify_unpack import check_unpacked
+
+    gguf = resolve(params.ref, context).need_gguf("unpack")
+    figures = unpack(gguf, context.build_dir(), params.dtype, context.emit)
+    return StageResult(figures | check_unpacked(gguf, context.build_dir(), TEXTS, context.emit))
+
+
+STAGE = Stage(
+    "unpack",
+    "Turn a GGUF back into a safetensors checkpoint, checked against llama.cpp.",
+    UnpackParams,
+    run,
+    produces="checkpoint",
+    inputs=inputs,
+    needs=needs,
+)

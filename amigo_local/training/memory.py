@@ -1,0 +1,1 @@
+def uses_activation_checkpointing(*a): return False

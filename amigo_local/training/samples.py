@@ -1,0 +1,114 @@
+"""The training rows, and the order in which they are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from pathlib import Path
+
+import msgspec
+
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.recipe import TrainSettings
+
+IGNORED_LABEL = -100  # torch.nn.CrossEntropyLoss's ignore_index, and what TRL's collator pads labels with
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One row of train.jsonl; its other columns (the texts) are for people."""
+
+    input_ids: list[int]
+    """The whole conversation, rendered with the base's chat template."""
+    completion_start: int
+    """Index of the first token that the loss counts."""
+
+    @property
+    def labels(self) -> list[int]:
+        """input_ids with everything before the completion ignored."""
+        start = self.completion_start
+        return [IGNORED_LABEL] * start + self.input_ids[start:]
+
+
+def training_file(dataset_dir: Path) -> Path:
+    return dataset_dir / "train.jsonl"
+
+
+def read_samples(dataset_dir: Path, vocabulary: int) -> list[Sample]:
+    """Raises InputError, naming file and line, for anything that can't be trained on."""
+    path = training_file(dataset_dir)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", "make the training set first: amigo-local prepare RECIPE")
+    decoder = msgspec.json.Decoder(Sample)
+    samples = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                sample = decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise InputError(f"{path}:{number}: {error}", _AGAIN) from error
+            _check(sample, vocabulary, f"{path}:{number}")
+            samples.append(sample)
+    if not samples:
+        raise InputError(f"{path} holds no rows", "give the recipe's data.sources something to find")
+    return samples
+
+
+_AGAIN = "make the training set again: amigo-local prepare RECIPE"
+
+
+def _check(sample: Sample, vocabulary: int, where: str) -> None:
+    length = len(sample.input_ids)
+    # A completion at index 0 has no token before it to be predicted from.
+    if not 1 <= sample.completion_start < length:
+        raise InputError(
+            f"{where}: completion_start is {sample.completion_start}, expected 1 to {length - 1} "
+            f"for {length} tokens",
+            _AGAIN,
+        )
+    lowest, highest = min(sample.input_ids), max(sample.input_ids)
+    if lowest < 0 or highest >= vocabulary:
+        wrong = lowest if lowest < 0 else highest
+        raise InputError(
+            f"{where}: token id {wrong} is outside the base's vocabulary of {vocabulary}",
+            f"the set was rendered for another base; {_AGAIN}",
+        )
+
+
+def total_steps(count: int, settings: TrainSettings) -> int:
+    """Optimizer steps for `count` samples."""
+    steps = math.ceil(settings.epochs * count / settings.effective_batch)
+    return max(1, min(steps, settings.max_steps or steps))
+
+
+def training_order(lengths: list[int], settings: TrainSettings) -> list[int]:
+    """Indices of every sample of the whole run, step after step.
+
+    Each epoch is a permutation drawn from the seed; epochs run on without a gap. The order is a pure
+    function of its arguments, so that the number of finished steps *is* the sampler's position.
+    Within one effective batch the longest samples come first: micro-batches hold samples of like
+    length (little padding), and a batch that doesn't fit fails at once. What a step trains on, and
+    its gradient (normalised by the step's completion tokens), don't depend on the micro-batch.
+    """
+    batch = settings.effective_batch
+    wanted = total_steps(len(lengths), settings) * batch
+    wanted = min(wanted, math.ceil(settings.epochs * len(lengths)))
+    order: list[int] = []
+    epoch = 0
+    while len(order) < wanted:
+        permutation = list(range(len(lengths)))
+        random.Random(f"{settings.seed}/{epoch}").shuffle(permutation)
+        order += permutation
+        epoch += 1
+    del order[wanted:]
+    ordered: list[int] = []
+    for start in range(0, wanted, batch):
+        ordered += sorted(order[start : start + batch], key=lambda index: -lengths[index])
+    return ordered
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

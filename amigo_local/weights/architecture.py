@@ -1,0 +1,120 @@
+"""How a GGUF architecture maps to a checkpoint: what each file in `architectures/` states."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from amigo_local.domain.errors import InputError
+from amigo_local.weights import architectures
+from amigo_local.weights.gguf_header import GgufHeader, TensorInfo
+
+_BLOCK = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.(weight|bias)")
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def _unchanged(header: GgufHeader) -> GgufHeader:
+    return header
+
+
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+    """One family. A module `architectures/<general.architecture>.py` holds it as ARCHITECTURE."""
+
+    blocks: dict[str, str]
+    """GGUF part of a block (`attn_q`) -> its module in a decoder layer (`self_attn.q_proj`)."""
+    config: Callable[[GgufHeader], dict[str, Any]]
+    """config.json without what every family shares."""
+    permuted: dict[str, str] = {}
+    """Parts whose rows llama.cpp stores interleaved for its rotary kernel -> the metadata key of their heads."""
+    norm_offset: float = 0.0
+    """What the GGUF's norm weights hold more than the checkpoint's."""
+    recomputed: frozenset[str] = frozenset()
+    """Tensors that the config describes, so that the checkpoint doesn't carry them."""
+    skipped_prefixes: tuple[str, ...] = ()
+    """Tensors that aren't part of the language model: a vision tower in the same file."""
+    normalize: Callable[[GgufHeader], GgufHeader] = _unchanged
+    """Mends metadata that other writers of this architecture leave out or spell differently."""
+
+    def is_skipped(self, name: str) -> bool:
+        return name.startswith(self.skipped_prefixes) if self.skipped_prefixes else False
+
+    def checkpoint_name(self, name: str) -> str | None:
+        """`blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`; None: not one of this family's."""
+        if name in _TOP:
+            return _TOP[name]
+        match = _BLOCK.fullmatch(name)
+        if match is None or match[2] not in self.blocks:
+            return None
+        return f"model.layers.{match[1]}.{self.blocks[match[2]]}.{match[3]}"
+
+    def heads(self, header: GgufHeader, name: str) -> int | None:
+        """How many heads the rows of this tensor are interleaved in; None: rows are as in the checkpoint."""
+        match = _BLOCK.fullmatch(name)
+        key = self.permuted.get(match[2]) if match else None
+        if key is None:
+            return None
+        heads = header.of_architecture(key, header.of_architecture("attention.head_count"))
+        return int(heads)
+
+    def norm_shift(self, name: str) -> float:
+        return self.norm_offset if name.endswith("norm.weight") else 0.0
+
+
+class MappedTensor(msgspec.Struct, frozen=True):
+    """A tensor of the GGUF and its place in the checkpoint."""
+
+    source: TensorInfo
+    name: str
+    """In the checkpoint."""
+    heads: int | None
+    shift: float
+    """To be subtracted from the GGUF's values."""
+
+
+def supported() -> tuple[str, ...]:
+    """Names of the files in `architectures/`, which are the values of `general.architecture`."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(architectures.__path__)))
+
+
+def architecture_of(header: GgufHeader) -> Architecture:
+    """Raises InputError that lists the supported ones, or when the file is one part of a split model."""
+    name = header.architecture
+    if name not in supported():
+        raise InputError(
+            f"{header.path}: architecture {name!r} is not supported",
+            f"supported are: {', '.join(supported())}",
+        )
+    if int(header.metadata.get("split.count", 0) or 0) > 1:  # type: ignore[arg-type]  # a whole number where it is there
+        raise InputError(
+            f"{header.path}: is one part of a split GGUF", "join the parts first: llama-gguf-split --merge FIRST OUT"
+        )
+    family: Architecture = importlib.import_module(f"{architectures.__name__}.{name}").ARCHITECTURE
+    return family
+
+
+def map_tensors(header: GgufHeader, family: Architecture) -> tuple[list[MappedTensor], list[str]]:
+    """(the checkpoint's tensors in file order, names of the skipped ones). Raises InputError for unknown tensors."""
+    mapped: list[MappedTensor] = []
+    skipped: list[str] = []
+    for tensor in header.tensors:
+        name = family.checkpoint_name(tensor.name)
+        if name is not None:
+            heads = family.heads(header, tensor.name)
+            mapped.append(MappedTensor(tensor, name, heads, family.norm_shift(tensor.name)))
+        elif family.is_skipped(tensor.name):
+            skipped.append(tensor.name)
+        elif tensor.name not in family.recomputed:
+            raise InputError(
+                f"{header.path}: tensor {tensor.name} is unknown for architecture {header.architecture}",
+                "this variant of the architecture isn't supported; export works from a plain one",
+            )
+    return mapped, skipped

@@ -1,0 +1,1 @@
+"""One file per architecture family; the filename is GGUF's `general.architecture`."""

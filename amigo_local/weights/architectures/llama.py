@@ -1,0 +1,82 @@
+"""llama (Llama 2 and 3, Mistral, SmolLM2 and others that GGUF calls llama) as transformers' LlamaForCausalLM."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from amigo_local.domain.errors import InputError
+from amigo_local.weights.architecture import Architecture
+from amigo_local.weights.checkpoint_config import base_config, rope_parameters
+from amigo_local.weights.gguf_header import GgufHeader
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+def config(header: GgufHeader) -> dict[str, Any]:
+    settings = base_config(header, "llama", "LlamaForCausalLM")
+    names = header.tensor_names
+    head_dim = settings["hidden_size"] // settings["num_attention_heads"]
+    settings |= {
+        "head_dim": header.of_architecture(
+            "attention.key_length", header.of_architecture("rope.dimension_count", head_dim)
+        ),
+        "hidden_act": "silu",
+        "attention_bias": "blk.0.attn_q.bias" in names,
+        "mlp_bias": "blk.0.ffn_up.bias" in names,
+        "rope_parameters": rope_parameters(header),
+    }
+    if ROPE_FACTORS in names:
+        settings["rope_parameters"] = _llama3_rope(header, settings["rope_parameters"])
+    return settings
+
+
+def _llama3_rope(header: GgufHeader, plain: dict[str, Any]) -> dict[str, Any]:
+    """Recovers Llama 3's rotary scaling from the table that llama.cpp's converter computed, and verifies it.
+
+    The inverse of LlamaModel.generate_extra_tensors in convert_hf_to_gguf.py. All Llama 3.1 to 3.3 releases share
+    the low and high factors and the original context; the factor is 8 or 32.
+    """
+    from amigo_local.weights.tensor_rows import read_vector  # numpy: only where the table is there
+
+    table = [float(value) for value in read_vector(header, ROPE_FACTORS)]
+    low, high, original, factor = 1.0, 4.0, 8192, max(table)
+    for i, found in enumerate(table):
+        wavelength = 2 * math.pi * plain["rope_theta"] ** (i / len(table))
+        if wavelength < original / high:
+            expected = 1.0
+        elif wavelength > original / low:
+            expected = factor
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            expected = 1 / ((1 - smooth) / factor + smooth)
+        if not math.isclose(found, expected, rel_tol=1e-4):
+            raise InputError(
+                f"{header.path}: {ROPE_FACTORS} is not Llama 3's table: entry {i} is {found}, expected {expected}",
+                "this rotary scaling isn't supported",
+            )
+    return plain | {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+ARCHITECTURE = Architecture(
+    blocks={
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    },
+    config=config,
+    permuted={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
+    recomputed=frozenset({ROPE_FACTORS}),
+)

@@ -1,0 +1,98 @@
+"""GGUF to a checkpoint directory that transformers loads: safetensors, configs and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amigo_local.domain.artifact import Figure
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import Emit, Note, Progress
+from amigo_local.domain.recipe import Dtype
+from amigo_local.weights.architecture import MappedTensor, architecture_of, map_tensors
+from amigo_local.weights.checkpoint_config import TORCH_DTYPES, generation_config
+from amigo_local.weights.gguf_header import GgufHeader, read_header
+from amigo_local.weights.rotary_order import to_checkpoint_rows
+from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, PlannedTensor
+from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile
+from amigo_local.weights.tokenizer import stop_token_ids, write_tokenizer
+
+_ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
+_TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three times that
+
+
+def unpack_disk_needed(header: GgufHeader, dtype: Dtype) -> int:
+    """Bytes that `unpack` writes, at most; the check of a file with a vision tower needs a copy of it besides."""
+    family = architecture_of(header)
+    mapped, skipped = map_tensors(header, family)
+    weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype]
+    return weights + _TOKENIZER_BYTES + (header.file_size if skipped else 0)
+
+
+def unpack(
+    gguf_path: Path, out_dir: Path, dtype: Dtype, emit: Emit, shard_bytes: int = SHARD_BYTES
+) -> dict[str, Figure]:
+    """Writes a checkpoint into `out_dir`, which the caller makes final; holds one chunk of a tensor in memory.
+
+    Returns counts: tensors, parameters, shards, bytes of weights, skipped tensors.
+    Raises InputError for an architecture, tokenizer or tensor that isn't supported.
+    """
+    stored = read_header(gguf_path)
+    family = architecture_of(stored)
+    header = family.normalize(stored)
+    mapped, skipped = map_tensors(header, family)
+    config = family.config(header) | {"dtype": TORCH_DTYPES[dtype]}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(header, out_dir)
+    stops = stop_token_ids(header)
+    _write_json(out_dir / "config.json", {key: value for key, value in config.items() if value is not None})
+    _write_json(out_dir / "generation_config.json", generation_config(header, stops))
+    if skipped:
+        emit(Note(f"{len(skipped)} tensors of the vision tower stay in the GGUF: the checkpoint is the language model"))
+
+    plan = [PlannedTensor(tensor.name, tensor.source.shape, dtype.upper()) for tensor in mapped]
+    total = sum(tensor.nbytes for tensor in plan)
+    done = 0
+    with TensorFile(header) as file, CheckpointWriter(out_dir, plan, shard_bytes) as writer:
+        for tensor, planned in zip(mapped, plan, strict=True):
+            for rows in checkpoint_chunks(file, tensor):
+                if dtype == "f16":
+                    _refuse_overflow(tensor, rows)
+                writer.append(planned, rows)
+                done += rows.size * _ITEM_BYTES[dtype]
+                emit(Progress("unpacking", done, total, "bytes"))
+    return {
+        "tensors": len(mapped),
+        "parameters": sum(tensor.source.elements for tensor in mapped),
+        "weight_bytes": total,
+        "shards": writer.shard_count,
+        "skipped_tensors": len(skipped),
+    }
+
+
+def checkpoint_chunks(file: TensorFile, tensor: MappedTensor) -> Iterator[Rows]:
+    """The tensor's rows as the checkpoint holds them, a chunk at a time."""
+    head_dim = tensor.source.shape[0] // tensor.heads if tensor.heads else 1
+    is_vector = len(tensor.source.shape) == 1
+    for _, rows in file.chunks(tensor.source, multiple_of=1 if is_vector else head_dim):
+        if tensor.heads and is_vector:  # a bias: each element belongs to a row
+            rows = to_checkpoint_rows(rows.reshape(-1, 1), head_dim).reshape(1, -1)
+        elif tensor.heads:
+            rows = to_checkpoint_rows(rows, head_dim)
+        yield rows - np.float32(tensor.shift) if tensor.shift else rows
+
+
+def _refuse_overflow(tensor: MappedTensor, rows: Rows) -> None:
+    largest = float(np.abs(rows).max(initial=0.0))
+    if largest > F16_MAX:
+        raise InputError(
+            f"{tensor.source.name} holds {largest:.6g}, float16 ends at {F16_MAX:.0f}", "unpack with --dtype bf16"
+        )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
