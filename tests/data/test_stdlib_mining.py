@@ -108,11 +108,10 @@ def test_hash_randomisation_changes_neither_pairs_nor_counts(mined: Mined) -> No
         "import sys, msgspec; from amigo_local.data.sources.stdlib import mine_stdlib;"
         "sys.stdout.buffer.write(msgspec.json.encode(mine_stdlib('all', lambda event: None)))"
     )
-    for seed in ("1", "2"):
-        run = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": seed}, timeout=100
-        )
-        assert run.stdout == msgspec.json.encode(mined)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": "2"}, timeout=100
+    )
+    assert run.stdout == msgspec.json.encode(mined)
 
 
 def test_several_phrasings_are_used_and_no_docstring_is_repeated_in_the_function(mined: Mined) -> None:
@@ -268,6 +267,11 @@ def test_renaming_refuses_what_it_can_not_see_through() -> None:
     assert renamed("def _f(x):\n    return x._f", "_f", "f") is None  # an attribute
     assert renamed("def _f(x):\n    return f'{_f(1)}'", "_f", "f") is None  # inside a string
     assert renamed("def _print(x):\n    return print(x)", "_print", "print") is None
+
+
+def test_a_form_feed_is_no_line_break() -> None:
+    source = ModuleSource("import os\n\f\ndef f(x):\n    'Return the why.'\n    a = x\n    return a")
+    assert source.code_of(source.functions[0]) == "def f(x):\n    a = x\n    return a"
 
 
 def test_a_shared_line_with_the_docstring_is_refused() -> None:

@@ -177,12 +177,7 @@ def test_a_torn_last_line_is_asked_again(tmp_path: Path, sandbox: Sandbox) -> No
     served = backend()
     run(tmp_path, sandbox, served)
     assert len(served.asked) == 1
-    assert (
-        path.read_bytes()
-        == content.splitlines(keepends=True)[0]
-        + b"".join(content.splitlines(True)[1:19])
-        + (path.read_bytes().splitlines(keepends=True)[-1])
-    )
+    assert path.read_bytes().splitlines()[:19] == content.splitlines()[:19]
     assert len([json.loads(line) for line in path.read_bytes().splitlines()]) == 20
 
 

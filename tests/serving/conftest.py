@@ -30,8 +30,8 @@ def server(ollama_server: RealOllama) -> OllamaServer:
 
 @pytest.fixture
 def own_server(ollama_runtime: OllamaRuntime, tmp_path: Path) -> Iterator[RealOllama]:
-    """A server for one test alone: to kill, or with an empty store."""
-    with RealOllama(ollama_runtime, tmp_path / "own") as server:
+    """A server for one test alone: to kill, or with an empty store. It keeps unfinished layers over a restart."""
+    with RealOllama(ollama_runtime, tmp_path / "own", environment={"OLLAMA_NOPRUNE": "1"}) as server:
         yield server
 
 

@@ -24,7 +24,7 @@ from tests.support.tiny_gguf import write_tiny_gemma3, write_tiny_llama
 
 SYSTEM = Message("system", "You write Python.")
 QUESTION = Message("user", "Write a Python function that adds two numbers.")
-GREEDY = GenerationOptions(max_tokens=24, context_length=512)
+GREEDY = GenerationOptions(max_tokens=18, context_length=512)
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_ollama_and_embedded_give_the_same_greedy_answer(
     assert theirs.text == "".join(pieces)
     assert len(pieces) > 10
     assert ours.prompt_tokens == theirs.prompt_tokens == 27
-    assert ours.answer_tokens == theirs.answer_tokens == 24
-    assert ours.text[:60] == theirs.text[:60]  # two versions of llama.cpp: later a near tie may fall differently
+    assert ours.answer_tokens == theirs.answer_tokens == 18
+    assert ours.text[:40] == theirs.text[:40]  # two versions of llama.cpp: later a near tie may fall differently
     assert theirs.text.startswith("```python\ndef add_two_numbers(")
     assert (ours.tokens_before_code, theirs.tokens_before_code) == (0, 0)
     for answer in (ours, theirs):
@@ -283,3 +283,18 @@ def test_importing_the_room_costs_nothing() -> None:
         "print([name for name in ('ollama', 'httpx', 'llama_cpp', 'jinja2', 'numpy', 'torch') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_two_models_answer_one_after_the_other_each_loaded_apart(
+    server: OllamaServer, ollama_backend: OllamaBackend, tmp_path: Path, events: Events
+) -> None:
+    answers = []
+    server.unload_all(events)
+    for name, seed in (("ab-old", 1), ("ab-new", 2)):
+        server.create(name, write_tiny_llama(tmp_path / f"{name}.gguf", seed=seed), Modelfile(), events)
+        answers.append(ollama_backend.generate(name, (QUESTION,), GREEDY, ignore))
+        assert [model.name for model in server.loaded()] == [f"{name}:latest"]
+        ollama_backend.unload(name)
+        assert server.loaded() == ()
+    assert answers[0].text != answers[1].text
+    assert all(answer.load_seconds > answer.prompt_seconds for answer in answers)

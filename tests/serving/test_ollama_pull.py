@@ -30,7 +30,7 @@ def pushed(
     )  # each layer takes Ollama a second
     server = OllamaServer(ollama_server.host)
     tag = f"{ollama_registry.prefix}/pushed:v1"
-    server.create(tag, gguf, Modelfile(system="From the registry."), lambda event: None)
+    server.create(tag, gguf, Modelfile(), lambda event: None)
     server.client.push(tag, insecure=True)
     return tag, gguf
 
@@ -60,7 +60,7 @@ def stop() -> None:
 def assert_pulled(own: RealOllama, tag: str, gguf: Path) -> None:
     stored = open_tag(own.models, tag)
     assert hashlib.sha256(stored.gguf_path.read_bytes()).digest() == hashlib.sha256(gguf.read_bytes()).digest()
-    assert stored.definition.system == "From the registry."
+    assert stored.name == tag
     assert not list((own.models / "blobs").glob("*-partial*"))
 
 
@@ -123,8 +123,10 @@ def leave_an_empty_partial(own: RealOllama, pushed: tuple[str, Path], slow: Real
     with pytest.raises(Cancelled):
         OllamaServer(own.host).pull(pushed[0], events, insecure=True)
     events.on = lambda event: None
+    own.kill()
     (part,) = [path for path in (own.models / "blobs").glob("*-partial-0") if path.stat().st_size]
     part.write_bytes(b"")
+    own.start()
     slow.blobs.rate = 0
 
 

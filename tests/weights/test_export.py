@@ -186,7 +186,7 @@ def test_nothing_is_printed(
 
 def test_what_llama_cpp_refuses_is_reported_in_its_words(tmp_path: Path, events: Events) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(AmigoError, match="could not quantize .*failed to"):
+    with pytest.raises(AmigoError, match=r"could not quantize .*failed to"):
         quantize(tmp_path / "bad.gguf", tmp_path / "out.gguf", "Q8_0", events)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,13 @@ def test_the_checkpoint_says_what_llama_cpp_says(variant: str, tmp_path: Path, e
 
 
 def test_smollm2_is_the_same_model_after_unpacking(smollm2: Path, tmp_path: Path, events: Events) -> None:
+    tracemalloc.start()
     figures = unpack(smollm2, tmp_path / "out", "bf16", events)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.8 * 49152 * 576 * 4  # the embedding in float32: no tensor is ever whole in memory
+    used = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert used <= unpack_disk_needed(read_header(smollm2), "bf16") <= 1.5 * used
     assert figures == {
         "tensors": 272,
         "parameters": 134515008,
@@ -147,17 +154,6 @@ def test_the_same_gguf_gives_the_same_bytes(model: str, tmp_path: Path, request:
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} < {n for n, _ in digests[0]}
 
 
-def test_memory_holds_no_whole_tensor_and_disk_needed_is_enough(smollm2: Path, tmp_path: Path, events: Events) -> None:
-    tracemalloc.start()
-    unpack(smollm2, tmp_path / "out", "bf16", events)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    embedding_in_float32 = 49152 * 576 * 4
-    assert peak < 0.8 * embedding_in_float32
-    used = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
-    assert used <= unpack_disk_needed(read_header(smollm2), "bf16") <= 1.5 * used
-
-
 def test_progress_counts_every_byte(tiny_llama: Path, tmp_path: Path, events: Events) -> None:
     figures = unpack(tiny_llama, tmp_path / "out", "f16", events)
     last = [event for event in events if isinstance(event, Progress)][-1]
@@ -208,3 +204,15 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path, events: Events) -> 
     with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight holds 100000, float16 ends at 65504"):
         unpack(source, tmp_path / "f16", "f16", events)
     unpack(source, tmp_path / "bf16", "bf16", events)
+
+
+@pytest.mark.slow
+def test_a_real_gemma_is_the_same_model_after_unpacking(tmp_path: Path, events: Events) -> None:
+    """Measured on Gemma 3 270M Q4_K_M: mean 0.0090, max 0.10 nats over 147 positions."""
+    source = os.environ.get("AMIGO_GEMMA_GGUF")
+    if not source:
+        pytest.skip("no Gemma 3: set AMIGO_GEMMA_GGUF to a GGUF file of it")
+    unpack(Path(source), tmp_path / "out", "bf16", events)
+    figures = check_unpacked(Path(source), tmp_path / "out", TEXTS, events)
+    assert figures["differing_texts"] == 0
+    assert float(figures["kl_mean"] or 9) < 0.03

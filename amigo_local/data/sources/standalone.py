@@ -8,6 +8,7 @@ import itertools
 import keyword
 import re
 import tokenize
+from functools import cached_property
 
 import msgspec
 
@@ -38,24 +39,30 @@ class ModuleSource:
 
     def __init__(self, text: str) -> None:
         """Raises SyntaxError when `text` isn't Python (of this version)."""
-        self._lines = text.splitlines()
+        self._lines = text.split("\n")  # as ast counts them; str.splitlines also breaks at form feeds
         self._bindings: dict[str, list[_Binding]] = {}
-        tree = ast.parse(text)
-        self.functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        self._tree = ast.parse(text)
+        self._has_global = "global" in text
+        self.functions = [node for node in self._tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         self.method_count = sum(
             isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
-            for node in ast.walk(tree)
+            for node in self._tree.body
             if isinstance(node, ast.ClassDef)
             for item in node.body
         )
-        for node in tree.body:
+        for node in self._tree.body:
             self._bind(node)
-        # A name that some function rebinds, or that is bound again under an `if` or a `try`, has no
-        # one value that could be copied.
-        self._unsettled = {name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names}
-        for node in tree.body:
+
+    @cached_property
+    def _unsettled(self) -> set[str]:
+        """Names that a function rebinds, or that are bound under an `if` or a `try`: they have no one value to copy."""
+        names: set[str] = set()
+        if self._has_global:
+            names = {name for node in ast.walk(self._tree) if isinstance(node, ast.Global) for name in node.names}
+        for node in self._tree.body:
             if not isinstance(node, Definition | ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.Expr):
-                self._unsettled |= _names_bound_in(node)
+                names |= _names_bound_in(node)
+        return names
 
     def code_of(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
         """The function without its docstring, after the imports, constants and helpers it needs.
@@ -194,7 +201,7 @@ def renamed(code: str, old: str, new: str) -> str | None:
     names = {token.string for token in tokens if token.type == tokenize.NAME}
     if not new.isidentifier() or new in names or new in BUILTINS or keyword.iskeyword(new):
         return None
-    lines = code.splitlines()
+    lines = code.split("\n")
     for before, token in reversed(list(itertools.pairwise(tokens))):
         if token.type == tokenize.NAME and token.string == old:
             if before.string == ".":

@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python 3.11+, a C compiler and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# constraints.txt in every install: a plain `torch` would pull another build.
+# Without the multimodal part llama.cpp compiles in half the time.
+PIP = CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test test-slow check bench clean
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (llama.cpp is compiled once, 5 to 10 minutes on two cores)"
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+# The whole loop on a small real model: about ten minutes on two cores.
+demo: $(VENV)/.demo
+	$(BIN)/amigo-local demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check amigo_local tests benchmarks
+	$(BIN)/ruff format --check amigo_local tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Prints the figures of docs/measurements.md, measured here and now.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/demo.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
