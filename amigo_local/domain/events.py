@@ -18,32 +18,32 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     """Base of every event; never emitted itself."""
 
 
-class RunStarted(Event, tag="run_started"):
+class RunStarted(Event, frozen=True, tag="run_started"):
     verb: str
     title: str
     stages: tuple[str, ...] = ()
     resumed: bool = False
 
 
-class RunFinished(Event, tag="run_finished"):
+class RunFinished(Event, frozen=True, tag="run_finished"):
     exit_code: int
     elapsed_seconds: float
 
 
-class StageStarted(Event, tag="stage_started"):
+class StageStarted(Event, frozen=True, tag="stage_started"):
     fingerprint: str
     summary: str
     estimate_seconds: float | None = None
 
 
-class StageSkipped(Event, tag="stage_skipped"):
+class StageSkipped(Event, frozen=True, tag="stage_skipped"):
     """Already committed by an earlier run with the same fingerprint."""
 
     fingerprint: str
     artifact: Artifact
 
 
-class Progress(Event, tag="progress"):
+class Progress(Event, frozen=True, tag="progress"):
     """`done` of `total` in `unit` ("tensors", "bytes", "steps", "prompts"); total None: unknown."""
 
     label: str
@@ -52,19 +52,19 @@ class Progress(Event, tag="progress"):
     unit: str
 
 
-class MetricLogged(Event, tag="metric"):
+class MetricLogged(Event, frozen=True, tag="metric"):
     """Training or evaluation values at one step."""
 
     step: int
     values: dict[str, float]
 
 
-class CheckpointSaved(Event, tag="checkpoint"):
+class CheckpointSaved(Event, frozen=True, tag="checkpoint"):
     step: int
     path: str
 
 
-class TokenGenerated(Event, tag="token"):
+class TokenGenerated(Event, frozen=True, tag="token"):
     """A piece of an answer. `side` is 0 for the first model and 1 for the second."""
 
     side: int
@@ -72,7 +72,7 @@ class TokenGenerated(Event, tag="token"):
     text: str
 
 
-class GenerationFinished(Event, tag="generation"):
+class GenerationFinished(Event, frozen=True, tag="generation"):
     """The end of one answer, with load time apart from speed."""
 
     side: int
@@ -91,7 +91,7 @@ class GenerationFinished(Event, tag="generation"):
         return self.answer_tokens / self.answer_seconds if self.answer_seconds > 0 else 0.0
 
 
-class Note(Event, tag="note"):
+class Note(Event, frozen=True, tag="note"):
     """A sentence for the person; `fix` is a command or a change that would mend a problem."""
 
     text: str
@@ -107,7 +107,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Format = "text"
 
 
-class Table(Event, tag="table"):
+class Table(Event, frozen=True, tag="table"):
     """Rows of plain values; a face formats each by its column."""
 
     title: str
@@ -115,7 +115,7 @@ class Table(Event, tag="table"):
     rows: tuple[tuple[Figure, ...], ...]
 
 
-class StageFinished(Event, tag="stage_finished"):
+class StageFinished(Event, frozen=True, tag="stage_finished"):
     artifact: Artifact | None
     elapsed_seconds: float
     peak_rss_bytes: int
@@ -123,7 +123,7 @@ class StageFinished(Event, tag="stage_finished"):
     peak_vram_bytes: int | None = None
 
 
-class StageFailed(Event, tag="stage_failed"):
+class StageFailed(Event, frozen=True, tag="stage_failed"):
     message: str
     hint: str
     exit_code: int
@@ -131,7 +131,7 @@ class StageFailed(Event, tag="stage_failed"):
     """The traceback of an unexpected failure, for the journal and --json; faces hide it."""
 
 
-class StageCancelled(Event, tag="stage_cancelled"):
+class StageCancelled(Event, frozen=True, tag="stage_cancelled"):
     message: str = "cancelled"
 
 

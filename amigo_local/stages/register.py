@@ -46,26 +46,23 @@ def still_holds(params: RegisterParams, artifact: Artifact, context: StageContex
 
 
 def run(params: RegisterParams, context: StageContext) -> StageResult:
+    from amigo_local.serving.modelfile_export import write_modelfile
+
     gguf = resolve(_path(params), context).need_gguf("register")
     definition = definition_like(params.like, context) if params.like else definition_for(gguf, context)
     length = params.context_length or int(definition.parameter("num_ctx") or _DEFAULT_CONTEXT)
     definition = msgspec.structs.replace(definition.with_parameter("num_ctx", length), from_=str(gguf))
     figures: dict[str, Figure] = {"gguf": str(gguf), "size_bytes": gguf.stat().st_size, "context_length": length}
     if server := reachable(context.settings):
-        created = server.create(params.tag, gguf, definition, context.emit)
+        created, seconds = server.create_checked(params.tag, gguf, definition, length, context.emit)
         figures |= {"tag": created.name, "manifest": created.digest, "served_by": f"Ollama at {server.url}"}
-        try:
-            figures["load_seconds"] = server.load(created.name, length)
-        except InputError:
-            server.delete(created.name)  # a tag that can't load must not stay behind
-            raise
-        server.unload(created.name)
+        figures["load_seconds"] = seconds
         context.note(f"registered {created.name} with Ollama; it loads and answers: ollama run {created.name}", "good")
     else:
         entry = library(context).register(params.tag, gguf, definition)
         figures |= {"tag": entry.tag, "served_by": "our own library (no Ollama server answers)"}
         context.note(f"registered {entry.tag} in our own library: amigo-local chat {entry.tag}", "good")
-    _write_modelfile(definition, context)
+    write_modelfile(context.build_dir() / "Modelfile", gguf, definition, context.emit)
     (context.build_dir() / "registration.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1))
     return StageResult(figures)
 
@@ -89,14 +86,6 @@ def definition_for(gguf: Path, context: StageContext) -> Modelfile:
     proof = "renders the same prompts as the model's own" if chosen.exact else "is the nearest known"
     context.note(f"chat template: {chosen.family}, which {proof}", "info" if chosen.exact else "warning")
     return chosen.definition
-
-
-def _write_modelfile(definition: Modelfile, context: StageContext) -> None:
-    """An export for the person; the registration itself doesn't use it."""
-    if lost := definition.inexpressible():
-        context.note(f"no Modelfile was written, its grammar can't carry: {'; '.join(lost)}", "warning")
-        return
-    (context.build_dir() / "Modelfile").write_text(definition.render(), encoding="utf-8")
 
 
 def _path(params: RegisterParams) -> str:

@@ -193,7 +193,6 @@ def _tokens_by_step(ordered_lengths: list[int], batch: int) -> list[int]:
 def _arguments(settings: TrainSettings, batching: Batching, steps: int, output_dir: Path, device: Any) -> Any:
     from trl import SFTConfig
 
-    from amigo_local.training.memory import uses_activation_checkpointing
 
     on_gpu = device.type == "cuda"
     return SFTConfig(

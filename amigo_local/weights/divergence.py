@@ -43,6 +43,11 @@ class DivergenceMeter:
         self._values += [float(value) for value in (np.exp(p) * (p - q)).sum(axis=1)]
         self._same += int(np.count_nonzero(p.argmax(axis=1) == q.argmax(axis=1)))
 
+    def nearer_than(self, other: DivergenceMeter) -> float:
+        """Share of positions at which this meter's divergence is the smaller or equal one; both saw the same."""
+        pairs = list(zip(self._values, other._values, strict=True))
+        return sum(mine <= theirs for mine, theirs in pairs) / len(pairs) if pairs else 1.0
+
     def result(self) -> Divergence:
         """NaN stays NaN: a broken model must not look like a perfect one."""
         count = len(self._values)

@@ -45,10 +45,10 @@ def test_unknown_tag_names_the_nearest(tmp_path: Path, ollama_server: RealOllama
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda data: b"PK\x03\x04" + data[4:], "no GGUF"),
-        (lambda data: data[: len(data) // 2], "past the end"),
+        (lambda data: b"PK\x03\x04" + data[4:], "not a GGUF file"),
+        (lambda data: data[: len(data) // 2], "ends at byte"),
         (lambda data: data[:100], "truncated"),
-        (lambda data: data[:16] + struct.pack("<Q", 1 << 60) + data[24:], "metadata"),
+        (lambda data: data[:16] + struct.pack("<Q", 1 << 60) + data[24:], "tensors needs"),
     ],
     ids=["no GGUF", "a tensor past the end", "truncated header", "hostile count"],
 )

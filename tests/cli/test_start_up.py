@@ -9,7 +9,20 @@ import pytest
 from amigo_local.stages import load_stage, stage_names
 from tests.support.command_line import amigo
 
-HEAVY = {"torch", "transformers", "datasets", "textual", "llama_cpp", "numpy", "gguf", "ollama", "httpx", "rich", "psutil", "yaml"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "textual",
+    "llama_cpp",
+    "numpy",
+    "gguf",
+    "ollama",
+    "httpx",
+    "rich",
+    "psutil",
+    "yaml",
+}
 
 
 def modules_after(code: str) -> set[str]:

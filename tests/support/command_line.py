@@ -27,7 +27,12 @@ def environment(home: Path, ollama: str | None = None) -> dict[str, str]:
 def amigo(home: Path, *arguments: str, ollama: str | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """One command to its end; its streams are pipes, so it writes plain lines."""
     done = subprocess.run(
-        [str(SCRIPT), *arguments], capture_output=True, text=True, input=stdin, env=environment(home, ollama), timeout=300
+        [str(SCRIPT), *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env=environment(home, ollama),
+        timeout=300,
     )
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     return done

@@ -51,7 +51,7 @@ def test_rows_in_the_wrong_order_are_found(
 def test_a_lost_adapter_is_found_even_where_the_limit_is_wide(
     exact_llama: Path, unpacked: Callable[[Path], Path], tmp_path: Path, events: Events
 ) -> None:
-    weak = write_adapter(unpacked(exact_llama), tmp_path / "adapter", scale=0.002)
+    weak = write_adapter(unpacked(exact_llama), tmp_path / "adapter", scale=0.0007)
     export(exact_llama, None, tmp_path / "out.gguf", "q8_0", events)
     with pytest.raises(AmigoError, match="the adapter is not in it"):
         check_exported(unpacked(exact_llama), weak, tmp_path / "out.gguf", TEXTS, events)
