@@ -18,11 +18,13 @@ from typing import BinaryIO
 import msgspec
 
 from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAILED, AmigoError, Cancelled
-from amigo_local.domain.events import AnyEvent, Record, StageCancelled, StageFailed, encode_record
+from amigo_local.domain.events import AnyEvent, Progress, Record, StageCancelled, StageFailed, encode_record
 from amigo_local.engine.execute import Job, execute
 from amigo_local.stages import load_stage
 
 WriteLine = Callable[[bytes], None]
+PROGRESS_SECONDS = 0.1
+"""Progress of one label is sent no oftener, but for its end: a 12B export has tens of thousands of chunks."""
 
 
 def main() -> int:
@@ -66,9 +68,17 @@ def run_job(job: Job, cancelled: threading.Event, write: WriteLine) -> int:
             write(encode_record(Record(job.run_id, seq, time.time(), job.stage, event)))
             seq += 1
 
+    shown = ("", 0.0)  # label and time of the last progress that was sent
+
     def emit(event: AnyEvent) -> None:
+        nonlocal shown
         if cancelled.is_set():
             raise Cancelled
+        if isinstance(event, Progress):
+            now = time.monotonic()
+            if event.label == shown[0] and event.done != event.total and now - shown[1] < PROGRESS_SECONDS:
+                return
+            shown = (event.label, now)
         send(event)
 
     try:

@@ -240,7 +240,7 @@ def _write_results(model: Any, history: list[dict[str, float]], out_dir: Path, b
     from amigo_local.training.adapter import CONFIG, WEIGHTS, save_adapter
 
     log = out_dir / f"{LOG}.partial"
-    log.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
+    log.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in history), encoding="utf-8")
     log.replace(out_dir / LOG)
     aside = out_dir / "adapter.partial"
     aside.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from amigo_local.weights.ggml_types import FILE_TYPE_IDS
 
 _TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 _LAST_LINES = 5
+_BUFFER_BYTES = 256 << 20  # of rows in memory at once, where llama.cpp's own default is 8 GiB
 
 
 def quantize(source: Path, target: Path, file_type: str, emit: Emit, threads: int | None = None) -> None:
@@ -77,6 +78,7 @@ def _main(source: str, target: str, file_type: int, threads: int) -> int:
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = file_type
     settings.nthread = threads
+    settings.max_buf_size = _BUFFER_BYTES
     status: int = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings))
     return 1 if status else 0
 

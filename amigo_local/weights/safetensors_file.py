@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import msgspec
 import numpy as np
@@ -86,28 +86,37 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{path}: can't be read: {error.strerror or error}", "check the path") from error
     except ValueError as error:
         raise InputError(f"{path}: damaged safetensors header: {error}", hint) from error
-    tensors = {}
-    for name, entry in table.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _ITEM_BYTES:
-            raise InputError(
-                f"{path}: tensor {name} is {entry['dtype']}, expected one of {', '.join(_ITEM_BYTES)}",
-                "give an unquantized checkpoint",
-            )
-        start, end = entry["data_offsets"]
-        tensor = StoredTensor(name, entry["dtype"], tuple(entry["shape"]) or (1,), path, 8 + length + start)
-        if tensor.nbytes != end - start or 8 + length + end > size:
-            raise InputError(f"{path}: tensor {name} doesn't fit its place in the file", hint)
-        tensors[name] = tensor
-    return tensors
+    try:
+        entries = {name: entry for name, entry in table.items() if name != "__metadata__"}
+        return {name: _stored(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged safetensors header: {error!r}", hint) from error
+
+
+def _stored(path: Path, name: str, entry: dict[str, Any], data_offset: int, file_size: int) -> StoredTensor:
+    if entry["dtype"] not in _ITEM_BYTES:
+        raise InputError(
+            f"{path}: tensor {name} is {entry['dtype']}, expected one of {', '.join(_ITEM_BYTES)}",
+            "give an unquantized checkpoint",
+        )
+    start, end = entry["data_offsets"]
+    tensor = StoredTensor(name, entry["dtype"], tuple(entry["shape"]) or (1,), path, data_offset + start)
+    if min(tensor.shape) < 1 or start < 0 or tensor.nbytes != end - start or data_offset + end > file_size:
+        raise InputError(
+            f"{path}: tensor {name} doesn't fit its place in the file", "write or download the checkpoint again"
+        )
+    return tensor
 
 
 def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint directory in file order. Raises InputError when it holds no whole checkpoint."""
     if (directory / INDEX_FILE).exists():
-        index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
-        files = sorted(set(index["weight_map"].values()))
+        try:
+            index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
+            files = sorted(set(index["weight_map"].values()))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            hint = "download or unpack the checkpoint again"
+            raise InputError(f"{directory / INDEX_FILE}: can't be read: {error!r}", hint) from error
     elif (directory / SINGLE_FILE).exists():
         files = [SINGLE_FILE]
     else:

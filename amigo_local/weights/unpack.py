@@ -16,6 +16,7 @@ from amigo_local.domain.recipe import Dtype
 from amigo_local.weights.architecture import MappedTensor, architecture_of, map_tensors
 from amigo_local.weights.checkpoint_config import TORCH_DTYPES, generation_config
 from amigo_local.weights.gguf_header import GgufHeader, read_header
+from amigo_local.weights.language_model import needs_copy
 from amigo_local.weights.rotary_order import to_checkpoint_rows
 from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, PlannedTensor
 from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile
@@ -26,11 +27,10 @@ _TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three tim
 
 
 def unpack_disk_needed(header: GgufHeader, dtype: Dtype) -> int:
-    """Bytes that `unpack` writes, at most; the check of a file with a vision tower needs a copy of it besides."""
-    family = architecture_of(header)
-    mapped, skipped = map_tensors(header, family)
+    """Bytes that `unpack` writes, at most; where llama.cpp can't load the file as it is, the check writes a copy."""
+    mapped, _ = map_tensors(header, architecture_of(header))
     weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype]
-    return weights + _TOKENIZER_BYTES + (header.file_size if skipped else 0)
+    return weights + _TOKENIZER_BYTES + (header.file_size if needs_copy(header) else 0)
 
 
 def unpack(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import transformers
 from amigo_local.domain.errors import Cancelled, InputError
 from amigo_local.domain.events import Progress
 from amigo_local.weights.merge import merge, merge_disk_needed
+from amigo_local.weights.safetensors_file import read_checkpoint
 from amigo_local.weights.unpack import unpack
 from tests.weights.conftest import Events, write_adapter
 
@@ -99,6 +101,29 @@ def test_what_is_no_checkpoint_is_refused(
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"shard model-00001-of-00001\.safetensors is missing"):
         merge(tmp_path, llama_adapter, tmp_path / "out", events)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [],
+        {"a": 1},
+        {"a": {"dtype": "F32"}},
+        {"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}},
+        {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}},
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(table: object, tmp_path: Path) -> None:
+    header = json.dumps(table).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(InputError, match=r"model\.safetensors: "):
+        read_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"index\.json: can't be read"):
+        read_checkpoint(tmp_path)
 
 
 def test_cancelling_comes_through(

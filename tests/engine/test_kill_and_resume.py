@@ -1,0 +1,175 @@
+"""kill -9 at every event boundary of a real loop: the next run goes on and makes the same model."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from amigo_local.domain.artifact import Artifact
+from amigo_local.domain.events import Record, StageFailed, StageFinished, StageSkipped
+from amigo_local.domain.settings import OllamaSettings, ProgramSettings
+from amigo_local.engine.contract import RecipeRequest
+from amigo_local.engine.runner import Outcome, Runner
+from amigo_local.engine.workspace import Workspace
+from amigo_local.stages import load_stage
+from tests.support.command_line import SCRIPT, environment
+from tests.support.forked_worker import VARIABLE, forking_workers
+from tests.support.tiny_run import write_tiny_run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork need a POSIX system")
+STAGES = ("unpack", "prepare", "train", "export", "register", "evaluate")
+# Embedded llama.cpp: what is proven here is the engine; Ollama's part is idempotent and tested with it.
+SETTINGS = ProgramSettings(ollama=OllamaSettings(use=False))
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with forking_workers(tmp_path_factory.mktemp("workers")) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_run(tmp_path_factory.mktemp("tiny"))
+
+
+class Loop:
+    """Runs of one recipe on one home, with the records of the last one."""
+
+    def __init__(self, home: Path, recipe: Path, worker: tuple[str, ...]) -> None:
+        self.workspace = Workspace(home)
+        self.recipe, self.worker = recipe, worker
+        self.records: list[Record] = []
+
+    def run(self, kill: str = "") -> Outcome:
+        self.records = []
+        os.environ[VARIABLE] = kill or " "
+        runner = Runner(self.workspace, SETTINGS, load_stage, self.records.append, self.worker)
+        return runner.run("run", RecipeRequest(recipe=str(self.recipe)))
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Stage -> artifact of the last run, made or found done."""
+        found = (r.event.artifact for r in self.records if isinstance(r.event, StageFinished | StageSkipped))
+        return {artifact.stage: artifact for artifact in found if artifact}
+
+    def skipped(self) -> list[str]:
+        return [r.stage for r in self.records if isinstance(r.event, StageSkipped)]
+
+
+def boundaries(records: list[Record]) -> Counter[str]:
+    """Records that each stage's worker wrote; the runner itself writes `stage_started` and the run's own."""
+    own = {"StageStarted", "StageSkipped", "RunStarted", "RunFinished"}
+    return Counter(record.stage for record in records if type(record.event).__name__ not in own)
+
+
+def test_killed_at_every_boundary_the_loop_makes_the_same_model(
+    tmp_path: Path, recipe: Path, worker: tuple[str, ...]
+) -> None:
+    whole = Loop(tmp_path / "whole", recipe, worker)
+    assert whole.run().exit_code == 0
+    expected, counts = whole.artifacts(), boundaries(whole.records)
+    assert tuple(expected) == STAGES
+
+    cut = Loop(tmp_path / "cut", recipe, worker)
+    kills: Counter[str] = Counter()
+    for position, stage in enumerate(STAGES):
+        # Killed after its very last record, the stage before was done, and the loop went on to its end.
+        for artifact in cut.artifacts().values():
+            if artifact.stage in STAGES[position:]:
+                cut.workspace.forget(artifact)
+        for boundary in itertools.count(1):
+            outcome = cut.run(kill=f"{stage} {boundary}")
+            assert cut.skipped()[:position] == list(STAGES[:position]), "a finished stage ran again"
+            kills[stage] += 1
+            if outcome.exit_code == 0:
+                break  # its last record; a resumed stage has fewer left than a fresh one
+            assert outcome.error and "signal 9" in outcome.error.message
+    # Progress is thinned out by time, so that a stage has a few records more or fewer from run to run.
+    assert all(kills[stage] >= 0.5 * counts[stage] for stage in STAGES), (kills, counts)
+    assert cut.run().exit_code == 0
+    got = cut.artifacts()
+    for stage in ("unpack", "prepare", "train", "export"):
+        assert got[stage].digest == expected[stage].digest, stage
+    assert cut.workspace.unfinished() == []
+
+
+def test_training_killed_at_every_boundary_resumes_to_the_same_adapter(
+    tmp_path: Path, recipe: Path, worker: tuple[str, ...]
+) -> None:
+    loop = Loop(tmp_path, recipe, worker)
+    assert loop.run().exit_code == 0
+    expected = loop.artifacts()
+    for boundary in range(1, boundaries(loop.records)["train"]):
+        loop.workspace.forget(expected["train"])
+        assert loop.run(kill=f"train {boundary}").exit_code == 1
+        assert loop.workspace.unfinished() != []
+        assert loop.run().exit_code == 0
+        got = loop.artifacts()
+        assert got["train"].digest == expected["train"].digest, f"killed after event {boundary}"
+        # The same adapter again: what follows from it is still done.
+        assert {"export", "register", "evaluate"} <= set(loop.skipped())
+
+
+def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_path: Path, recipe: Path) -> None:
+    command = [str(SCRIPT), "run", str(recipe), "--set", "ollama.use=false"]
+    first = subprocess.Popen(
+        command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert first.stderr
+    while not first.stderr.readline().startswith("prepare: "):
+        assert first.poll() is None
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    first.stderr.close()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert workers and not alive, "a worker outlived its owner"
+    listed = subprocess.run(
+        [str(SCRIPT), "runs", "ls"], env=environment(tmp_path), capture_output=True, text=True
+    ).stdout
+    assert "cut: amigo-local runs resume" in listed
+    resumed = subprocess.run(
+        [str(SCRIPT), "runs", "resume", "--json"], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert '"type":"stage_skipped"' in resumed.stdout.splitlines()[1] or '"stage":"unpack"' in resumed.stdout
+    runs = list((tmp_path / "runs").iterdir())
+    assert len(runs) == 1, "resume goes on in the same run"
+
+
+def test_a_stage_that_fails_says_why_and_leaves_no_build_directory(
+    tmp_path: Path, recipe: Path, worker: tuple[str, ...]
+) -> None:
+    loop = Loop(tmp_path, recipe, worker)
+    assert loop.run(kill="unpack 3").exit_code == 1
+    failed = [r.event for r in loop.records if isinstance(r.event, StageFailed)]
+    assert len(failed) == 1 and "run the same command again" in failed[0].hint
+
+
+def test_cancel_reaches_a_worker_and_the_next_run_goes_on(tmp_path: Path, recipe: Path) -> None:
+    workspace = Workspace(tmp_path)
+    records: list[Record] = []
+    runner: Runner
+
+    def on_record(record: Record) -> None:
+        records.append(record)
+        if record.stage == "unpack" and type(record.event).__name__ == "Progress":
+            runner.cancel()
+
+    runner = Runner(workspace, SETTINGS, load_stage, on_record)
+    started = time.monotonic()
+    assert runner.run("unpack", load_stage("unpack").params(ref=str(recipe.parent / "tiny.gguf"))).exit_code == 130
+    assert time.monotonic() - started < 15
+    assert type(records[-2].event).__name__ == "StageCancelled"
+    assert workspace.unfinished() == []

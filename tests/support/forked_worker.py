@@ -1,0 +1,132 @@
+"""Real workers that start at once and die on request: a warm process forks each one, and SIGKILL ends it.
+
+`python forked_worker.py serve SOCKET` imports what workers import, then forks one worker per request.
+`python forked_worker.py run SOCKET` stands where `python -m amigo_local.worker` would: it hands its
+streams to a new worker and ends as that one ends, by the same signal or exit code. With
+AMIGO_TEST_KILL="STAGE COUNT" the worker of that stage gets SIGKILL right after its COUNT-th record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+VARIABLE = "AMIGO_TEST_KILL"
+
+
+def serve(address: str) -> None:
+    """Forks a worker per connection; ends when its own stdin does."""
+    import bitsandbytes  # noqa: F401  # imported once here, so that each fork has it
+    import datasets  # noqa: F401
+    import llama_cpp  # noqa: F401
+    import peft  # noqa: F401
+    import torch  # noqa: F401  # its thread pools must not start before the fork
+    import transformers
+    import trl
+
+    _ = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer, trl.SFTTrainer)  # lazy ones too
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _attend(connection)
+            connection.close()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                    pass
+
+
+def _attend(connection: socket.socket) -> None:
+    """In a process of its own: forks the worker, waits for it, and tells how it ended."""
+    message, streams, _, _ = socket.recv_fds(connection, 200, 3)
+    worker = os.fork()
+    if worker == 0:
+        os.setpgid(0, 0)
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+        _work(message.decode())
+    for stream in streams:
+        os.close(stream)
+    _, status = os.waitpid(worker, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(struct.pack("i", status))
+    os._exit(0)
+
+
+def _work(kill: str) -> None:
+    import msgspec
+
+    from amigo_local import worker
+    from amigo_local.engine.execute import Job
+
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123  # stays open for the life of the process
+    write = worker.own_stdout()
+    line = sys.stdin.buffer.readline()
+    stage, _, count = kill.partition(" ")
+    if stage == msgspec.json.decode(line, type=Job).stage:
+        write = _deadly(write, int(count))
+    job = msgspec.json.decode(line, type=Job)
+    import threading
+
+    os._exit(worker.run_job(job, threading.Event(), write))
+
+
+def _deadly(write: Callable[[bytes], None], count: int) -> Callable[[bytes], None]:
+    left = count
+
+    def counted(line: bytes) -> None:
+        nonlocal left
+        write(line)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+
+    return counted
+
+
+def run(address: str) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        socket.send_fds(connection, [os.environ.get(VARIABLE, " ").encode()], [0, 1, 2])
+        reply = connection.recv(4)
+    if len(reply) < 4:
+        sys.exit("the forking server is gone")
+    (status,) = struct.unpack("i", reply)
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    sys.exit(os.waitstatus_to_exitcode(status))
+
+
+@contextlib.contextmanager
+def forking_workers(folder: Path) -> Iterator[tuple[str, ...]]:
+    """The command of a worker that starts warm, while the block lasts."""
+    address = folder / "workers"
+    server = subprocess.Popen([sys.executable, __file__, "serve", str(address)], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not address.exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the forking server did not start")
+            time.sleep(0.05)
+        yield (sys.executable, "-S", __file__, "run", str(address))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+if __name__ == "__main__":
+    {"serve": serve, "run": run}[sys.argv[1]](sys.argv[2])
