@@ -11,7 +11,6 @@ from amigo_local.domain.model_ref import ModelRef, parse_model_ref
 from amigo_local.domain.recipe import Recipe
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, RecipeRequest, StageContext, Step
-from amigo_local.engine.recipe_file import load_recipe
 from amigo_local.stages._models import ResolvedModel, checkpoint_shape, resolve
 from amigo_local.stages._serving import reachable
 
@@ -42,6 +41,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     Only artifacts' paths and digests pass from step to step, so that `plan` can walk the same story
     with what isn't made yet.
     """
+    from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages.evaluate import EvaluateParams
     from amigo_local.stages.export import ExportParams
     from amigo_local.stages.prepare import PrepareParams

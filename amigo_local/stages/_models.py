@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.model_ref import ModelRef, parse_model_ref
-from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import StageContext
 from amigo_local.engine.journal import JOURNAL_NAME, read_journal
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages._serving import library, ollama_server, reachable
+
+if TYPE_CHECKING:
+    from amigo_local.domain.modelfile import Modelfile
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -14,7 +13,6 @@ from amigo_local.domain.recipe import LoraSettings, TrainSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult
-from amigo_local.engine.machine import existing_parent, is_wsl
 from amigo_local.stages._serving import ollama_server, reachable
 
 _PACKAGES = {  # what: (distributions, extra that installs them)
@@ -79,6 +77,8 @@ def _gpu(context: StageContext) -> str:
 
 
 def _home(context: StageContext) -> int:
+    from amigo_local.engine.machine import existing_parent
+
     place = existing_parent(context.workspace.root)
     if os.access(place, os.W_OK):
         return 0
@@ -107,6 +107,7 @@ def _ollama(context: StageContext) -> int:
         return 0
     from pathlib import Path
 
+    from amigo_local.engine.machine import is_wsl
     from amigo_local.serving.ollama_store import find_store_of
 
     explicit = Path(context.settings.ollama.store) if context.settings.ollama.store else None
@@ -120,6 +121,8 @@ def _ollama(context: StageContext) -> int:
 
 
 def _packages(context: StageContext) -> int:
+    import importlib.metadata
+
     rows: list[tuple[Figure, ...]] = []
     count = 0
     for purpose, (distributions, extra) in _PACKAGES.items():

@@ -14,7 +14,6 @@ from amigo_local.domain.plan import Needs, Plan, PlannedStage
 from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import RecipeRequest, Stage, StageContext, StageResult, Step, option
 from amigo_local.engine.fingerprint import fingerprint
-from amigo_local.engine.machine import measure_machine
 from amigo_local.stages._loop import loop
 
 
@@ -65,6 +64,8 @@ def run(params: PlanParams, context: StageContext) -> StageResult:
 def _budgeted(params: PlanParams, context: StageContext) -> StageContext:
     """The context as it would be on the machine that is planned for."""
     from dataclasses import replace
+
+    from amigo_local.engine.machine import measure_machine
 
     budget = msgspec.structs.replace(
         context.settings.machine,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.errors import InputError
-from amigo_local.domain.modelfile import Modelfile
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._models import resolve
 from amigo_local.stages._serving import library, reachable, served_by
+
+if TYPE_CHECKING:
+    from amigo_local.domain.modelfile import Modelfile
 
 _DEFAULT_CONTEXT = 4096  # what Ollama takes without num_ctx; written down so that both sides have the same
 

@@ -38,8 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
         "result = CliRunner().invoke(cli, ['--help'])\n"
         "assert result.exit_code == 0 and 'doctor' in result.output"
     )
-    # yaml comes with the settings loader, which `run` and `plan` name; it costs about 15 ms.
-    assert found & (HEAVY - {"yaml"}) == set()
+    assert found & HEAVY == set()
 
 
 @pytest.mark.parametrize("room", ["serving", "weights", "data", "training", "evaluation", "remote", "engine"])
