@@ -60,7 +60,9 @@ def _parameter(
         )
     flag = name.replace("_", "-")
     if hint is bool:
-        return click.Option([f"--{flag}/--no-{flag}" if default else f"--{flag}", name], default=None, help=description)
+        return click.Option(
+            [f"--{flag}/--no-{flag}" if default else f"--{flag}", name], is_flag=True, default=None, help=description
+        )
     shown: str = f"{description} [default: {default}]" if default not in (None, (), "") else description
     shown_as = None if isinstance(kind, click.Choice) else _metavar(name, kind)
     return click.Option(

@@ -1,0 +1,170 @@
+"""The contract of the command line, on one finished loop: an Ollama tag in, a refined tag out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from amigo_local.domain.events import GenerationFinished, Note, StageFinished, StageSkipped, Table, TokenGenerated
+from tests.support.command_line import amigo, amigo_records, events
+from tests.support.ollama_server import RealOllama
+from tests.support.tiny_run import write_tiny_run
+
+SOURCE, REFINED = "loop-source", "loop-refined"
+SYSTEM = 'You answer "at once".\tNo prose.'
+
+
+class FinishedLoop:
+    def __init__(self, home: Path, recipe: Path, server: RealOllama) -> None:
+        self.home, self.recipe, self.url = home, recipe, server.url
+        self.code, self.records = amigo_records(
+            home, "run", str(recipe), "--model", SOURCE, "--set", f"ollama.store={server.models}", ollama=server.url
+        )
+        self.store = ["--set", f"ollama.store={server.models}"]
+
+    def amigo(self, *arguments: str) -> str:
+        done = amigo(self.home, *arguments, *self.store, ollama=self.url)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def finished(self, stage: str) -> StageFinished:
+        return next(r.event for r in self.records if r.stage == stage and isinstance(r.event, StageFinished))
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, ollama_server: RealOllama) -> FinishedLoop:
+    """The tag is made by the server's own API, with a system text and parameters to carry over."""
+    folder = tmp_path_factory.mktemp("loop")
+    recipe = write_tiny_run(folder, REFINED)
+    home = folder / "home"
+    made = amigo(home, "register", str(folder / "tiny.gguf"), "--tag", "loop-plain", ollama=ollama_server.url)
+    assert made.returncode == 0, made.stderr
+    request = {"model": SOURCE, "from": "loop-plain", "system": SYSTEM, "parameters": {"temperature": 0.25, "num_ctx": 512}}
+    httpx.post(f"{ollama_server.url}/api/create", json=request | {"stream": False}, timeout=60).raise_for_status()
+    finished = FinishedLoop(home, recipe, ollama_server)
+    assert finished.code == 0, [r.event for r in finished.records][-3:]
+    return finished
+
+
+def shown(url: str, tag: str) -> dict[str, object]:
+    return dict(httpx.post(f"{url}/api/show", json={"model": tag}).raise_for_status().json())
+
+
+def test_the_refined_tag_has_the_template_system_and_parameters_of_the_source(loop: FinishedLoop) -> None:
+    before, after = shown(loop.url, SOURCE), shown(loop.url, REFINED)
+    assert after["system"] == before["system"] == SYSTEM
+    assert after["template"] == before["template"]
+    assert sorted(str(after["parameters"]).split()) == sorted(str(before["parameters"]).split())
+    modelfile = Path(loop.finished("register").artifact.path) / "Modelfile"  # type: ignore[union-attr]
+    assert modelfile.read_text().startswith("FROM ")
+
+
+def test_both_answered_through_the_server(loop: FinishedLoop) -> None:
+    answers = [r.event for r in loop.records if r.stage == "evaluate" and isinstance(r.event, GenerationFinished)]
+    assert {answer.side for answer in answers} == {0, 1}
+    assert str(loop.finished("evaluate").figures["backend"]).startswith("Ollama 0.")
+    report = Path(loop.finished("evaluate").artifact.path) / "report.md"  # type: ignore[union-attr]
+    text = report.read_text()
+    assert "Ollama" in text and REFINED in text and "Side by side" in text
+
+
+def test_the_checks_are_stored_with_what_they_were_made_on(loop: FinishedLoop) -> None:
+    unpacked, exported = loop.finished("unpack").figures, loop.finished("export").figures
+    assert unpacked["differing_texts"] == 0
+    assert 0 <= float(unpacked["kl_mean"] or 0) < 0.05
+    assert 0 <= float(exported["kl_mean"] or 0) < 0.1  # q8_0
+    stored = json.loads(next((loop.home / "artifacts").glob("export-*.json")).read_text())
+    assert stored["figures"]["kl_mean"] == exported["kl_mean"]
+
+
+def test_the_export_keeps_metadata_and_changes_the_weights(loop: FinishedLoop) -> None:
+    from gguf import GGUFReader
+
+    before = GGUFReader(loop.recipe.with_name("tiny.gguf"))
+    after = GGUFReader(loop.finished("export").artifact.path)  # type: ignore[union-attr]
+    assert [t.name for t in before.tensors] and {t.name for t in before.tensors} == {t.name for t in after.tensors}
+    key = "tokenizer.ggml.tokens"
+    assert before.fields[key].contents() == after.fields[key].contents()
+    old, new = ({t.name: t.data.tobytes() for t in reader.tensors} for reader in (before, after))
+    assert old["blk.0.attn_q.weight"] != new["blk.0.attn_q.weight"]
+
+
+def test_a_second_run_skips_everything_and_a_removed_tag_is_registered_again(loop: FinishedLoop) -> None:
+    code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    assert code == 0 and len(events(records, StageSkipped)) == 6 and not events(records, StageFinished)
+    httpx.request("DELETE", f"{loop.url}/api/delete", json={"model": REFINED}).raise_for_status()
+    code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    assert code == 0
+    assert [r.stage for r in records if isinstance(r.event, StageFinished)] == ["register"]
+
+
+def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
+    code, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    (table,) = events(records, Table)
+    assert code == 0
+    assert [row[:2] for row in table.rows] == [  # type: ignore[union-attr]
+        (stage, "done") for stage in ("unpack", "prepare", "train", "export", "register", "evaluate")
+    ]
+    fresh = ["--set", "train.learning_rate=5e-4"]
+    _, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *loop.store, *fresh, ollama=loop.url)
+    (table,) = events(records, Table)
+    states = {row[0]: row[1] for row in table.rows}  # type: ignore[union-attr]
+    assert states["prepare"] == "done" and states["train"] == states["evaluate"] == "to do"
+
+
+def test_chat_with_one_and_with_two(loop: FinishedLoop) -> None:
+    ask = ["--prompt", "Write a function.", "--max-tokens", "4"]
+    code, records = amigo_records(loop.home, "chat", SOURCE, REFINED, *ask, *loop.store, ollama=loop.url)
+    done = events(records, GenerationFinished)
+    assert code == 0 and [event.side for event in done] == [0, 1]  # type: ignore[union-attr]
+    assert {event.side for event in events(records, TokenGenerated)} == {0, 1}  # type: ignore[union-attr]
+    said = loop.amigo("chat", *ask)
+    assert "the newest run that made a model" in said and "tok/s" in said
+
+
+def test_export_and_merge_by_hand(loop: FinishedLoop, tmp_path: Path) -> None:
+    out = tmp_path / "mine.gguf"
+    said = loop.amigo("export", "--quant", "f16", "--out", str(out))
+    assert "exporting the newest run" in said and out.read_bytes()[:4] == b"GGUF"
+    assert list(tmp_path.iterdir()) == [out]
+    adapter = loop.finished("train").artifact.path  # type: ignore[union-attr]
+    loop.amigo("merge", "--base", SOURCE, "--adapter", adapter, "--out", str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "model.safetensors").is_file() and (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_models_lists_tags_and_artifacts_and_shows_lineage(loop: FinishedLoop) -> None:
+    listed = loop.amigo("models")
+    assert SOURCE in listed and REFINED in listed and "adapter" in listed
+    text = loop.amigo("models", "show", REFINED)
+    assert "llama" in text and SYSTEM.split("\t")[0] in text
+    made = [line.split()[0] for line in text.partition("Lineage")[2].splitlines() if line.strip()]
+    assert made[1] == "export" and "train" in made and "unpack" in made
+
+
+def test_runs_lists_shows_and_cleans_only_when_told(loop: FinishedLoop) -> None:
+    assert "done" in loop.amigo("runs")
+    text = loop.amigo("runs", "show", loop.records[0].run_id)
+    assert "unpack" in text and "kl_mean" in text
+    junk = loop.home / "artifacts" / "train-dead.partial"
+    junk.mkdir()
+    (junk / "half").write_bytes(b"x" * 1000)
+    assert "nothing was removed" in loop.amigo("runs", "clean") and junk.exists()
+    assert "freed 1000 B" in loop.amigo("runs", "clean", "--yes") and not junk.exists()
+    code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    assert code == 0 and len(events(records, StageSkipped)) == 6, "clean took something that was needed"
+
+
+def test_evaluate_by_hand_uses_the_held_out_prompts_of_the_newest_run(loop: FinishedLoop) -> None:
+    code, records = amigo_records(
+        loop.home, "evaluate", REFINED, "--suite", "directness", "--max-tokens", "2", *loop.store, ollama=loop.url
+    )
+    notes = [event.text for event in events(records, Note)]  # type: ignore[union-attr]
+    assert code == 0 and any("held-out" in text for text in notes)
+
+
+def test_doctor_finds_the_server_and_its_store(loop: FinishedLoop) -> None:
+    text = loop.amigo("doctor")
+    assert "Ollama 0." in text and "can be read in place" in text and "What fits" in text
