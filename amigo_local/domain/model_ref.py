@@ -44,7 +44,7 @@ def parse_model_ref(text: str, is_directory: Callable[[str], bool] = os.path.isd
         return ModelRef("hf", rest)
     if separator and scheme == "run" and re.fullmatch(r"[\w.-]+", rest):
         return ModelRef("run", rest)
-    path = os.path.abspath(os.path.expanduser(text)) if text else ""
+    path = os.path.abspath(os.path.expanduser(text)) if text else ""  # noqa: PTH100, PTH111  # keeps links as given
     if text.lower().endswith(".gguf"):
         return ModelRef("gguf", path)
     pathlike = text.startswith((".", "/", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", text)

@@ -11,16 +11,12 @@ from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageConte
 from amigo_local.stages._loop import chain_until
 from amigo_local.stages._serving import reachable
 
-_CHECKPOINT_COPIES = 3  # the kept ones (two by default) and the one being written
-
 
 class TrainParams(Params, frozen=True, kw_only=True):
     checkpoint: str
     dataset: str
     train: TrainSettings
     max_length_tokens: int
-    samples: int | None = None
-    """How many there are to train on, for the time estimate."""
     shape: ModelShape
 
 
@@ -30,17 +26,18 @@ def inputs(params: TrainParams, context: StageContext) -> dict[str, str]:
 
 
 def needs(params: TrainParams, context: StageContext) -> Needs:
-    from amigo_local.training.memory import check_fits
+    from amigo_local.training.memory import check_fits, estimate_training
 
-    predicted, _ = check_fits(params.shape, params.train, params.max_length_tokens, context.machine)
-    return predicted
+    asked = (params.shape, params.train, params.max_length_tokens, context.machine)
+    check_fits(*asked)
+    return estimate_training(*asked)[0]
 
 
 def run(params: TrainParams, context: StageContext) -> StageResult:
-    from amigo_local.training.memory import check_fits
+    from amigo_local.training.memory import estimate_training
     from amigo_local.training.process import prepare_process
 
-    _, batching = check_fits(params.shape, params.train, params.max_length_tokens, context.machine)
+    _, batching = estimate_training(params.shape, params.train, params.max_length_tokens, context.machine)
     prepare_process()
     if context.machine.vram_total_bytes and (server := reachable(context.settings)):
         server.unload_all(context.emit)  # the card is wanted whole

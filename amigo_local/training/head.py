@@ -53,7 +53,8 @@ def completion_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Te
     int64, IGNORED_LABEL where nothing is to be learnt. Position t predicts label t+1.
     """
     counted = labels[:, 1:] != IGNORED_LABEL
-    loss: torch.Tensor = _CompletionLoss.apply(hidden[:, :-1][counted], weight, labels[:, 1:][counted])
+    apply: Any = _CompletionLoss.apply  # torch leaves it untyped
+    loss: torch.Tensor = apply(hidden[:, :-1][counted], weight, labels[:, 1:][counted])
     return loss
 
 

@@ -68,7 +68,9 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
         tokens = self._tokens[step] - self._tokens[step - 1]
         self.seconds_training += seconds
         self.tokens_trained += tokens
-        line = {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        line: dict[str, float] = {
+            name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs
+        }
         # The history is saved in every checkpoint; it holds nothing that a second run would not repeat.
         state.log_history[-1] = {"step": step, **line, "tokens": self._tokens[step]}
         if line["loss"] != line["loss"]:

@@ -64,8 +64,7 @@ def _check(sample: Sample, vocabulary: int, where: str) -> None:
     # A completion at index 0 has no token before it to be predicted from.
     if not 1 <= sample.completion_start < length:
         raise InputError(
-            f"{where}: completion_start is {sample.completion_start}, expected 1 to {length - 1} "
-            f"for {length} tokens",
+            f"{where}: completion_start is {sample.completion_start}, expected 1 to {length - 1} for {length} tokens",
             _AGAIN,
         )
     lowest, highest = min(sample.input_ids), max(sample.input_ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from itertools import accumulate
@@ -193,7 +192,6 @@ def _tokens_by_step(ordered_lengths: list[int], batch: int) -> list[int]:
 def _arguments(settings: TrainSettings, batching: Batching, steps: int, output_dir: Path, device: Any) -> Any:
     from trl import SFTConfig
 
-
     on_gpu = device.type == "cuda"
     return SFTConfig(
         output_dir=str(output_dir),
@@ -246,5 +244,5 @@ def _write_results(model: Any, history: list[dict[str, float]], out_dir: Path, b
     aside.mkdir(exist_ok=True)
     save_adapter(model, aside, base_name)
     for name in (CONFIG, WEIGHTS):
-        os.replace(aside / name, out_dir / name)
+        (aside / name).replace(out_dir / name)
     aside.rmdir()

@@ -71,7 +71,7 @@ def _work(kill: str) -> None:
     from amigo_local import worker
     from amigo_local.engine.execute import Job
 
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115, PTH123  # stays open for the life of the process
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  # stays open for the life of the process
     write = worker.own_stdout()
     line = sys.stdin.buffer.readline()
     stage, _, count = kill.partition(" ")

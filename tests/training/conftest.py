@@ -1,0 +1,78 @@
+"""One tiny base and one tiny training set for every test of the training room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from amigo_local.domain.artifact import Figure
+from amigo_local.domain.events import AnyEvent
+from amigo_local.domain.plan import Batching
+from amigo_local.domain.recipe import LoraSettings, TrainSettings
+from tests.support.tiny_checkpoint import write_tiny_checkpoint, write_tiny_dataset
+
+# Two epochs of 20 samples: 10 steps, an epoch boundary inside step 5, dropout to draw random numbers.
+SETTINGS = TrainSettings(
+    learning_rate=5e-3,
+    epochs=2,
+    effective_batch=4,
+    checkpoint_every_steps=3,
+    seed=7,
+    lora=LoraSettings(rank=4, alpha=8, dropout=0.1),
+)
+BATCHING = Batching(micro_batch=2, accumulation=2)
+STEPS = 10
+
+Train = Callable[..., tuple[dict[str, Figure], list[AnyEvent]]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The bytes of an adapter depend on the thread count, and spinning threads starve each other here."""
+    import torch
+
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("training") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    return write_tiny_dataset(tmp_path_factory.mktemp("training") / "dataset", tiny_base, rows=20)
+
+
+@pytest.fixture(scope="session")
+def train(tiny_base: Path, tiny_dataset: Path) -> Train:
+    """Trains into a folder and returns the figures and the events."""
+    from amigo_local.training.sft import train_sft
+
+    def run(
+        out_dir: Path, settings: TrainSettings = SETTINGS, batching: Batching = BATCHING, dataset: Path = tiny_dataset
+    ) -> tuple[dict[str, Figure], list[AnyEvent]]:
+        events: list[AnyEvent] = []
+        figures = train_sft(settings, batching, tiny_base, dataset, out_dir, events.append, base_name="tiny")
+        return figures, events
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing stopped."""
+    out_dir = tmp_path_factory.mktemp("uninterrupted")
+    train(out_dir)
+    return out_dir
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
