@@ -28,9 +28,8 @@ def main(home: Path) -> int:
         if isinstance(record.event, StageFinished):
             event = record.event
             size = format_size(event.artifact.size_bytes) if event.artifact else "—"
-            rows.append(
-                f"| {record.stage} | {format_seconds(event.elapsed_seconds)} | {format_size(event.peak_rss_bytes)} | {size} |"
-            )
+            took, peak = format_seconds(event.elapsed_seconds), format_size(event.peak_rss_bytes)
+            rows.append(f"| {record.stage} | {took} | {peak} | {size} |")
             figures += [f"| {record.stage} | {name} | {value} |" for name, value in event.figures.items()]
     code = process.wait()
     print(f"demo: exit {code}, {format_seconds(time.monotonic() - started)} in all")

@@ -87,13 +87,13 @@ def estimate_training(
 
 def check_fits(shape: ModelShape, settings: TrainSettings, max_length_tokens: int, machine: Machine) -> None:
     """Raises InputError naming the resource that binds, and the nearest change that fits."""
-    needs, _ = estimate_training(shape, settings, max_length_tokens, machine)
+    needs, batching = estimate_training(shape, settings, max_length_tokens, machine)
     for resource, needed, free in _resources(needs, machine):
         if needed > free:
             raise InputError(
                 f"{resource}: training needs {format_size(needed)}, there are {format_size(free)} "
                 f"({shape.architecture}, {shape.parameters / 1e9:.1f} B parameters, {settings.quantization}, "
-                f"{max_length_tokens} tokens, micro-batch of the smallest size)",
+                f"{batching.micro_batch} x {max_length_tokens} tokens at once)",
                 _nearest(shape, settings, max_length_tokens, machine, resource, needed),
             )
 
@@ -249,6 +249,4 @@ def tokens_per_second(shape: ModelShape, rank: int, machine: Machine) -> float:
     passes = 6 if uses_activation_checkpointing(shape.parameters, on_gpu) else 4
     flop = passes * shape.layers * shape.layer_parameters + 6 * shape.lora_parameters(rank)
     flop += 2 * shape.embedding_parameters
-    # cpu_count counts hyper-threads on most machines with more than a few.
-    cores = machine.cpu_count if machine.cpu_count <= 2 else machine.cpu_count / 2
-    return (CUDA_FLOPS if on_gpu else CPU_FLOPS_PER_CORE * cores) / flop
+    return (CUDA_FLOPS if on_gpu else CPU_FLOPS_PER_CORE * machine.cpu_count) / flop

@@ -42,7 +42,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory, ollama_server: RealOllama) ->
     home = folder / "home"
     made = amigo(home, "register", str(folder / "tiny.gguf"), "--tag", "loop-plain", ollama=ollama_server.url)
     assert made.returncode == 0, made.stderr
-    request = {"model": SOURCE, "from": "loop-plain", "system": SYSTEM, "parameters": {"temperature": 0.25, "num_ctx": 512}}
+    parameters = {"temperature": 0.25, "num_ctx": 512}
+    request = {"model": SOURCE, "from": "loop-plain", "system": SYSTEM, "parameters": parameters}
     httpx.post(f"{ollama_server.url}/api/create", json=request | {"stream": False}, timeout=60).raise_for_status()
     finished = FinishedLoop(home, recipe, ollama_server)
     assert finished.code == 0, [r.event for r in finished.records][-3:]
@@ -108,8 +109,8 @@ def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
     assert [row[:2] for row in table.rows] == [  # type: ignore[union-attr]
         (stage, "done") for stage in ("unpack", "prepare", "train", "export", "register", "evaluate")
     ]
-    fresh = ["--set", "train.learning_rate=5e-4"]
-    _, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *loop.store, *fresh, ollama=loop.url)
+    other = ["--set", "train.learning_rate=5e-4", *loop.store]
+    _, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *other, ollama=loop.url)
     (table,) = events(records, Table)
     states = {row[0]: row[1] for row in table.rows}  # type: ignore[union-attr]
     assert states["prepare"] == "done" and states["train"] == states["evaluate"] == "to do"

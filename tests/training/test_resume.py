@@ -91,7 +91,7 @@ def interrupted(
     ("stop", "nth", "clock_step", "saved_step"),
     [
         (MetricLogged, 4, 0.0, 4),  # right after a step that is no multiple of 3
-        (Progress, 11, 2.0, 5),  # in the middle of step 6: 1 at the start, then 2 a step
+        (Progress, 12, 2.0, 5),  # in the middle of step 6: 1 at the start, then 2 a step
         (CheckpointSaved, 2, 0.0, 6),
     ],
 )
