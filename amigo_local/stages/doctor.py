@@ -168,14 +168,20 @@ def _what_fits(context: StageContext) -> None:
             context_length=8192,
             tied_embeddings=family == "gemma3",
         )
-        needs, _ = estimate_training(shape, settings, 1024, context.machine)
+        needs, _ = estimate_training(shape, settings, 1024, context.machine, samples=1000)
         try:
             check_fits(shape, settings, 1024, context.machine)
             fits = "yes"
         except InputError as error:
             fits = error.message
-        rows.append((name, needs.vram_bytes or None, needs.ram_bytes, fits))
-    columns = (Column("QLoRA at 1024 tokens"), Column("VRAM", "bytes"), Column("RAM", "bytes"), Column("fits now"))
+        rows.append((name, needs.vram_bytes or None, needs.ram_bytes, needs.seconds, fits))
+    columns = (
+        Column("QLoRA at 1024 tokens"),
+        Column("VRAM", "bytes"),
+        Column("RAM", "bytes"),
+        Column("1,000 samples take", "seconds"),
+        Column("fits now"),
+    )
     context.emit(Table("What fits", columns, tuple(rows)))
 
 
