@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import msgspec
+import psutil
 
 from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAILED, AmigoError, Cancelled
 from amigo_local.domain.events import AnyEvent, Progress, Record, StageCancelled, StageFailed, encode_record
@@ -30,10 +31,18 @@ PROGRESS_SECONDS = 0.1
 def main() -> int:
     """Takes the job, runs it, reports. The exit code is that of the outcome."""
     records = own_stdout()
+    spare_a_core()
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     cancelled = threading.Event()
     threading.Thread(target=watch, args=(sys.stdin.buffer, cancelled), daemon=True).start()
     return run_job(job, cancelled, records)
+
+
+def spare_a_core() -> None:
+    """OpenMP threads wait for each other by spinning: on a machine that does anything else, all
+    cores together are many times slower than all but one. Set before torch is imported."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
 
 
 def own_stdout() -> WriteLine:

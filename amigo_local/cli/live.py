@@ -64,8 +64,8 @@ class LiveRenderer:
 
     def _line(self, record: Record) -> None:
         event, text = record.event, sentence(record.event)
-        if not text:
-            return
+        if not text or (record.stage == "chat" and isinstance(event, StageStarted | StageFinished)):
+            return  # in a chat the answer speaks for itself
         name = f"[bold cyan]{record.stage:<9}[/]"
         match event:
             case StageStarted():

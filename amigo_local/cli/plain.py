@@ -6,7 +6,15 @@ import sys
 
 from amigo_local.cli.formats import cells, is_numeric
 from amigo_local.cli.sentences import sentence
-from amigo_local.domain.events import GenerationFinished, Progress, Record, Table, TokenGenerated
+from amigo_local.domain.events import (
+    GenerationFinished,
+    Progress,
+    Record,
+    StageFinished,
+    StageStarted,
+    Table,
+    TokenGenerated,
+)
 
 _EVERY_SECONDS = 5.0
 
@@ -36,6 +44,8 @@ class PlainRenderer:
                 print(f"{record.stage}: {sentence(event)}", file=sys.stderr, flush=True)
         elif isinstance(event, GenerationFinished) and record.stage != "chat":
             return
+        elif record.stage == "chat" and isinstance(event, StageStarted | StageFinished):
+            return  # the answer speaks for itself
         elif text := sentence(event):
             print(f"{record.stage}: {text}", file=sys.stderr, flush=True)
 

@@ -42,10 +42,11 @@ class EmbeddedBackend:
         threads: int | None = None,
         gpu_layers: int | None = None,
     ) -> None:
-        """`threads`: None takes the physical cores. `gpu_layers`: None puts on a graphics card what fits."""
+        """`threads`: None takes the physical cores but one: they wait by spinning, and on a core that is
+        busy with something else, every token waits for it. `gpu_layers`: None puts on a graphics card what fits."""
         self.name = f"embedded llama.cpp (llama-cpp-python {llama_cpp.__version__})"
         self._find = find
-        self._threads = threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        self._threads = threads or max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 1) - 1)
         self._gpu_layers = gpu_layers
         self._session: LlamaSession | None = None
         self._loaded: tuple[Path, int] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from amigo_local.stages._models import newest_run_with, resolve
 from amigo_local.stages._talk import choose_backend
 
 _TOKENS_PER_SECOND = 40.0  # SmolLM2-135M Q4_1 and Q4_K_M on two cores (docs/measurements.md)
+_RUNTIME_BYTES = 300 << 20  # interpreter, llama.cpp, KV cache of 4096 tokens
 
 
 class EvaluateRequest(Params, frozen=True, kw_only=True):
@@ -68,8 +70,12 @@ def needs(params: EvaluateParams, context: StageContext) -> Needs:
     asked = settings.directness_prompts * ("directness" in settings.suites)
     asked += (settings.humaneval_problems or 164) * ("humaneval" in settings.suites)
     tokens = asked * len(params.refs) * settings.max_answer_tokens * 0.6  # answers end before the limit
-    sizes = [resolve(ref, context).files.stat().st_size for ref in params.refs]
-    return Needs(ram_bytes=max(sizes) + (300 << 20), disk_bytes=16 << 20, seconds=tokens / _TOKENS_PER_SECOND)
+    sizes = []
+    for ref in params.refs:
+        with contextlib.suppress(InputError):  # planned before it is made: about as large as its source
+            sizes.append(resolve(ref, context).files.stat().st_size)
+    ram = max(sizes, default=0) + _RUNTIME_BYTES
+    return Needs(ram_bytes=ram, disk_bytes=16 << 20, seconds=tokens / _TOKENS_PER_SECOND)
 
 
 def run(params: EvaluateParams, context: StageContext) -> StageResult:
