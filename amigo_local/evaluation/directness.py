@@ -1,8 +1,11 @@
-"""Directness: how much a model says before the first code of its answer."""
+"""Directness: how much a model says before, and besides, the code of its answer."""
 
 from __future__ import annotations
 
+import ast
+import re
 import statistics
+import warnings
 from collections.abc import Sequence
 
 import msgspec
@@ -10,6 +13,8 @@ import msgspec
 from amigo_local.domain.code_start import find_code
 from amigo_local.domain.generation import Answer
 from amigo_local.evaluation.statistics import Interval, wilson
+
+_ONE_BLOCK = re.compile(r"```[^\n`]*\n(?:(?!^[ \t]*```).*\n)*[ \t]*```", re.MULTILINE)
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -20,6 +25,8 @@ class Opening(msgspec.Struct, frozen=True):
     """Nothing but white space stands before the code."""
     tokens_before_code: int | None
     """None: no code came."""
+    only_code: bool = False
+    """One whole fenced block, or a text that is Python, and nothing besides."""
 
 
 class Directness(msgspec.Struct, frozen=True):
@@ -28,6 +35,7 @@ class Directness(msgspec.Struct, frozen=True):
     answers: int
     with_code: Interval
     at_once: Interval
+    only_code: Interval
     median_tokens_before_code: float | None
     mean_tokens_before_code: float | None
 
@@ -41,11 +49,25 @@ def opening_of(answer: Answer) -> Opening:
     if start.found_at is None:
         return Opening(False, False, None)
     if start.at_once:
-        return Opening(True, True, 0)
+        return Opening(True, True, 0, is_only_code(answer.text))
     tokens = answer.tokens_before_code
     if tokens is None:
         tokens = round(answer.answer_tokens * start.found_at / len(answer.text))
     return Opening(True, False, tokens)
+
+
+def is_only_code(text: str) -> bool:
+    """Whether an answer is code and nothing else. One that was cut inside its block is not."""
+    text = text.strip()
+    if text.startswith("```"):
+        return _ONE_BLOCK.fullmatch(text) is not None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def directness_of(openings: Sequence[Opening]) -> Directness:
@@ -54,6 +76,7 @@ def directness_of(openings: Sequence[Opening]) -> Directness:
         answers=len(openings),
         with_code=wilson(sum(opening.has_code for opening in openings), len(openings)),
         at_once=wilson(sum(opening.at_once for opening in openings), len(openings)),
+        only_code=wilson(sum(opening.only_code for opening in openings), len(openings)),
         median_tokens_before_code=float(statistics.median(tokens)) if tokens else None,
         mean_tokens_before_code=statistics.fmean(tokens) if tokens else None,
     )

@@ -77,7 +77,8 @@ def findings(result: EvaluationResult) -> list[str]:
         sentences.append(
             f"- {suite.name}: {after} begins with code in {counts[1]} of {second.answers} answers, "
             f"{before} in {counts[0]} ({_significance(suite.at_once_test())}); "
-            f"fewer tokens before the code: {_significance(suite.tokens_test())}."
+            f"fewer tokens before the code: {_significance(suite.tokens_test())}; "
+            f"nothing but code: {_significance(suite.only_code_test())}."
         )
         passed, test = [suite.passed(side) for side in (0, 1)], suite.passed_test()
         if test and passed[0] and passed[1]:

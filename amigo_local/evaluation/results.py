@@ -50,6 +50,13 @@ class SuiteResult(msgspec.Struct, frozen=True):
         first, second = ([judged.opening.at_once for judged in side] for side in self.answers[:2])
         return mcnemar(first, second)
 
+    def only_code_test(self) -> PairedTest:
+        first, second = ([judged.opening.only_code for judged in side] for side in self.answers[:2])
+        return mcnemar(first, second)
+
+    def median_answer_tokens(self, side: int) -> float:
+        return float(statistics.median(judged.answer_tokens for judged in self.answers[side]))
+
     def tokens_test(self) -> PairedTest:
         first, second = ([judged.opening.tokens_before_code for judged in side] for side in self.answers[:2])
         return sign_test(first, second)
@@ -98,6 +105,8 @@ class EvaluationResult(msgspec.Struct, frozen=True):
                 found = suite.directness(side)
                 key = f"{suite.name}.{label}"
                 figures[f"{key}.at_once_share"] = found.at_once.share
+                figures[f"{key}.only_code_share"] = found.only_code.share
+                figures[f"{key}.median_answer_tokens"] = suite.median_answer_tokens(side)
                 figures[f"{key}.with_code_share"] = found.with_code.share
                 figures[f"{key}.median_tokens_before_code"] = found.median_tokens_before_code
                 figures[f"{key}.mean_tokens_before_code"] = found.mean_tokens_before_code
@@ -107,6 +116,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
         if len(self.models) > 1:
             for suite in self.suites:
                 figures[f"{suite.name}.at_once_p_value"] = suite.at_once_test().p_value
+                figures[f"{suite.name}.only_code_p_value"] = suite.only_code_test().p_value
                 figures[f"{suite.name}.tokens_before_code_p_value"] = suite.tokens_test().p_value
                 if (test := suite.passed_test()) is not None:
                     figures[f"{suite.name}.pass_at_1_p_value"] = test.p_value
@@ -128,19 +138,23 @@ class EvaluationResult(msgspec.Struct, frozen=True):
                     found.answers,
                     found.at_once.share,
                     percent_range(found.at_once),
+                    found.only_code.share,
+                    percent_range(found.only_code),
                     found.with_code.share,
-                    found.median_tokens_before_code,
                     found.mean_tokens_before_code,
+                    suite.median_answer_tokens(side),
                 )
             )
         columns = (
             Column("model"),
             Column("answers", "count"),
             Column("code at once", "ratio"),
-            Column("95 % interval"),
+            Column("95 %"),
+            Column("only code", "ratio"),
+            Column("95 %"),
             Column("any code", "ratio"),
-            Column("median tokens before code", "number"),
-            Column("mean", "number"),
+            Column("mean tokens before code", "number"),
+            Column("median tokens", "number"),
         )
         return Table(f"Directness on {suite.name} prompts", columns, tuple(rows))
 

@@ -94,7 +94,6 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             settings=recipe.evaluate,
             dataset=dataset.path,
             places={
-                "refined model": exported.path,
                 "adapter": adapter.path,
                 "training data": dataset.path,
                 "unpacked base": checkpoint_path,

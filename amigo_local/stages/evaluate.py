@@ -79,7 +79,7 @@ def needs(params: EvaluateParams, context: StageContext) -> Needs:
 
 
 def run(params: EvaluateParams, context: StageContext) -> StageResult:
-    from amigo_local.evaluation.report import write_report
+    from amigo_local.evaluation.report import findings, write_report
     from amigo_local.evaluation.sandbox import open_sandbox
     from amigo_local.evaluation.suite import run_suites
 
@@ -99,10 +99,12 @@ def run(params: EvaluateParams, context: StageContext) -> StageResult:
     )
     for table in result.tables():
         context.emit(table)
-    files = {ref: resolve(ref, context).files for ref in params.refs}
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    places = {name: str(path) for name, path in files.items()} | params.places
+    files = {label: resolve(ref, context).files for label, ref in zip(result.labels, params.refs, strict=True)}
+    sizes = {f"{label}, GGUF": path.stat().st_size for label, path in files.items()}
+    places = {f"{label}, GGUF": str(path) for label, path in files.items()} | params.places
     write_report(result, context.build_dir() / "report.md", sizes=sizes, places=places)
+    for finding in findings(result):
+        context.note(finding.removeprefix("- "))
     (context.build_dir() / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
     shutil.rmtree(work, ignore_errors=True)  # results.json holds every answer
     return StageResult(result.figures())

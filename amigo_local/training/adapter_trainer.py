@@ -39,6 +39,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]  # trl ships no types
         if not self._lean_head or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         causal_lm = model.get_base_model()
+        # No attention mask: padding is on the right, and causal attention never looks there.
         output = causal_lm.base_model(input_ids=inputs["input_ids"], use_cache=False)
         head = causal_lm.get_output_embeddings()
         return completion_loss(output.last_hidden_state, head.weight, inputs["labels"]) / num_items_in_batch

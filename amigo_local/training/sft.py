@@ -30,6 +30,9 @@ from amigo_local.training.samples import (
 
 LOG = "training_log.jsonl"
 """One line per step: step, loss, learning_rate, grad_norm, tokens so far. No clock: reruns repeat it."""
+PADDED_TO = 32
+"""Micro-batches are padded to a multiple of it. On CPU, oneDNN keeps compiled kernels for every length it
+meets: RSS grew by 33 MiB a step without, not at all with it, at the same tokens per second."""
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -155,8 +158,10 @@ def _build(
         args=_arguments(settings, batching, total_steps(len(samples), settings), checkpoints.path, device),
         train_dataset=rows.select(order),
         processing_class=tokenizer,
-        # Padding is masked out of attention and loss, so any id will do where a tokenizer names none.
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id or 0),
+        # Padding comes after the sample and carries no label, so any id will do where a tokenizer names none.
+        data_collator=DataCollatorForLanguageModeling(
+            pad_token_id=tokenizer.pad_token_id or 0, pad_to_multiple_of=PADDED_TO
+        ),
         peft_config=lora_config(settings.lora),
         checkpoints=checkpoints,
         base_name=base_name,

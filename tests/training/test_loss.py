@@ -1,0 +1,133 @@
+"""The loss that is trained on, against cross-entropy written out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from amigo_local.domain.events import MetricLogged
+from amigo_local.domain.plan import Batching
+from amigo_local.training.head import ROWS_PER_TILE, applies_to, completion_loss
+from amigo_local.training.samples import read_samples, training_order
+from tests.support.tiny_checkpoint import write_tiny_checkpoint
+
+from .conftest import SETTINGS, Train
+
+
+def first_loss(events: list) -> float:
+    return next(e.values["loss"] for e in events if isinstance(e, MetricLogged))
+
+
+def losses_by_hand(base: Path, dataset: Path, batch: int) -> tuple[float, float]:
+    """Mean -log p over the first step's completion tokens, and over all of its tokens, in f32.
+
+    A fresh LoRA adds nothing, so it is the NF4 base's own loss.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=torch.float32, device_map="cpu")
+    model.train()  # bitsandbytes repacks at eval forwards
+    samples = read_samples(dataset, 512)
+    order = training_order([len(s.input_ids) for s in samples], SETTINGS)
+    completion, everything = [], []
+    for index in order[:batch]:
+        ids, start = samples[index].input_ids, samples[index].completion_start
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+        for position in range(1, len(ids)):
+            term = -torch.log_softmax(logits[position - 1].double(), dim=-1)[ids[position]].item()
+            everything.append(term)
+            if position >= start:
+                completion.append(term)
+    return sum(completion) / len(completion), sum(everything) / len(everything)
+
+
+def test_the_first_loss_is_the_mean_cross_entropy_of_the_completions(
+    train: Train, tiny_base: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    one_step = msgspec.structs.replace(SETTINGS, max_steps=1, lora=msgspec.structs.replace(SETTINGS.lora, dropout=0.0))
+    _, events = train(tmp_path, one_step)
+    masked, unmasked = losses_by_hand(tiny_base, tiny_dataset, SETTINGS.effective_batch)
+    assert abs(masked - unmasked) > 0.005  # else this proves nothing
+    assert first_loss(events) == pytest.approx(masked, abs=1e-3)
+
+
+def test_the_micro_batch_changes_neither_the_samples_nor_the_gradient(train: Train, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, max_steps=2, lora=msgspec.structs.replace(SETTINGS.lora, dropout=0.0))
+    told = {}
+    for micro in (1, 2, 4):
+        _, events = train(tmp_path / str(micro), settings, Batching(micro_batch=micro, accumulation=4 // micro))
+        told[micro] = [(e.values["loss"], e.values["grad_norm"]) for e in events if isinstance(e, MetricLogged)]
+    for micro in (2, 4):
+        for (loss, norm), (loss_1, norm_1) in zip(told[micro], told[1], strict=True):
+            assert loss == pytest.approx(loss_1, rel=1e-3)  # bf16 sums in another order
+            assert norm == pytest.approx(norm_1, rel=2e-2)
+
+
+def test_training_lowers_the_loss_and_lora_stays_in_f32(uninterrupted: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file
+
+    log = [json.loads(line)["loss"] for line in (uninterrupted / "training_log.jsonl").read_text().splitlines()]
+    assert sum(log[-3:]) / 3 < sum(log[:3]) / 3 - 0.05
+    weights = load_file(uninterrupted / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 2  # A and B, seven linears, two layers
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("rows", [5, ROWS_PER_TILE, ROWS_PER_TILE + 3])
+def test_the_tiled_head_equals_torch_cross_entropy_in_loss_and_gradient(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(2, rows + 1, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator)
+    labels = torch.randint(0, 50, (2, rows + 1), generator=generator)
+    labels[0, : rows // 2] = -100
+
+    (3 * completion_loss(hidden, weight, labels)).backward()
+    found, hidden.grad = hidden.grad, None
+    logits = torch.nn.functional.linear(hidden[:, :-1], weight)
+    expected = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, 50), labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
+    )
+    (3 * expected).backward()
+    torch.testing.assert_close(completion_loss(hidden, weight, labels), expected, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_lean_head_is_left_alone_where_logits_are_changed(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(write_tiny_checkpoint(tmp_path))
+    assert applies_to(model)
+    model.config.final_logit_softcapping = 30.0  # Gemma 2
+    assert not applies_to(model)
+
+
+def test_peft_loads_the_adapter_and_it_carries_no_path_of_this_machine(uninterrupted: Path, tiny_base: Path) -> None:
+    import json
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((uninterrupted / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
+    assert str(tiny_base.parent) not in (uninterrupted / "adapter_config.json").read_text()
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        after = PeftModel.from_pretrained(base, uninterrupted)(input_ids=ids).logits
+    assert (before - after).abs().max() > 0.05

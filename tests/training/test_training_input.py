@@ -1,0 +1,86 @@
+"""What can't be trained is refused by name, and training says nothing on stdout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from amigo_local.domain.errors import AmigoError, InputError
+from amigo_local.domain.plan import Batching
+from amigo_local.domain.recipe import LoraSettings
+from amigo_local.training.sft import train_sft
+
+from .conftest import BATCHING, SETTINGS, Train
+
+ONE_STEP = msgspec.structs.replace(SETTINGS, max_steps=1)
+
+
+def test_a_folder_without_config_is_no_checkpoint(tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no checkpoint: it has no config\.json") as refused:
+        train_sft(SETTINGS, BATCHING, tmp_path, tiny_dataset, tmp_path / "out", lambda event: None)
+    assert "unpack" in refused.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_without_a_vocabulary_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    for content, complaint in (("{}", "has no vocab_size"), ("{", "is no JSON")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(InputError, match=complaint):
+            train_sft(SETTINGS, BATCHING, tmp_path, tiny_dataset, tmp_path / "out", lambda event: None)
+
+
+def test_batching_must_make_up_the_effective_batch(tiny_base: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="micro-batch 3 x accumulation 1 is not the effective batch of 4"):
+        train_sft(
+            SETTINGS, Batching(micro_batch=3, accumulation=1), tiny_base, tiny_dataset, tmp_path, lambda event: None
+        )
+
+
+def test_an_unknown_lora_target_is_refused_with_the_names_there_are(train: Train, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(ONE_STEP, lora=LoraSettings(rank=4, targets=("q_proj", "w_qkv")))
+    with pytest.raises(InputError, match="w_qkv names no linear layer") as refused:
+        train(tmp_path, settings)
+    assert "down_proj, gate_proj, k_proj" in refused.value.hint
+
+
+def test_a_loss_that_is_no_number_stops_the_run(train: Train, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, learning_rate=1e30, warmup_fraction=0.0, max_grad_norm=1e30)
+    with pytest.raises(AmigoError, match="loss became NaN at step") as failed:
+        train(tmp_path, settings)
+    assert "learning_rate" in failed.value.hint
+
+
+def test_unquantized_lora_on_some_linears_trains_too(train: Train, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    settings = msgspec.structs.replace(
+        ONE_STEP, quantization="none", lora=LoraSettings(rank=4, targets=("q_proj", "v_proj"))
+    )
+    figures, _ = train(tmp_path, settings)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert sorted({name.split(".")[-3] for name in weights}) == ["q_proj", "v_proj"]
+    assert figures["steps"] == 1
+
+
+def test_training_prints_nothing(train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, ONE_STEP)
+    assert capfd.readouterr().out == ""
+
+
+def test_weights_are_never_repacked_for_inference(tiny_base: Path) -> None:
+    """bitsandbytes does so at an eval forward on CPUs with AVX512-BF16; gradients would be wrong afterwards."""
+    import torch
+
+    from amigo_local.training.base import load_base
+
+    model = load_base(tiny_base, SETTINGS, torch.device("cpu"))
+    linear = model.model.layers[0].mlp.up_proj
+    before = linear.weight.data.clone()
+    with torch.no_grad():
+        model.eval()(input_ids=torch.arange(8)[None])
+    assert type(linear).__name__ == "Linear4bit"
+    assert torch.equal(linear.weight.data, before)
+    assert not getattr(linear.weight.quant_state, "packing_format_for_cpu", False)
+    assert linear.weight.quant_state.nested  # double quantization
