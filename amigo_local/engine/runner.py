@@ -247,10 +247,16 @@ class Runner:
 
 
 def check_room(stage: Stage, params: Params, needs: Needs, context: StageContext) -> None:
-    """Refuses, before anything is written, what the disk can't hold or would overwrite."""
+    """Refuses, before anything is written, what memory or disk can't hold, or would be overwritten."""
     out = output_path(params)
     if out and out.exists():
         raise InputError(f"{out} already exists", "give another --out, or remove it first")
+    if needs.ram_bytes > context.machine.ram_total_bytes:
+        raise InputError(
+            f"RAM: {stage.name} needs {format_size(needs.ram_bytes)}, there are"
+            f" {format_size(context.machine.ram_total_bytes)}",
+            "use a machine with more memory, or a smaller model",
+        )
     machine = measure_machine(out.parent, context.settings.machine) if out else context.machine
     if needs.disk_bytes > machine.disk_free_bytes:
         place = out.parent if out else context.workspace.root

@@ -78,13 +78,20 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
     assert "too small" in said and "1048576 bytes" in said and "needs" in said
 
 
-def test_memory_that_is_too_small_is_refused_by_train(tmp_path: Path, gguf: Path) -> None:
+def test_memory_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path, gguf: Path) -> None:
+    said = refused(tmp_path, "unpack", str(gguf), "--set", "machine.ram=64MiB")
+    assert "RAM: unpack needs" in said and "64.0 MiB" in said
+
+
+def test_memory_that_is_too_small_for_training_is_refused_with_the_nearest_that_fits(
+    tmp_path: Path, gguf: Path
+) -> None:
     recipe = tmp_path / "r.yaml"
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "completion": "```python\\nx = 1\\n```"}\n' * 1)
     recipe.write_text("name: r\ndata: {sources: [{jsonl: pairs.jsonl}], held_out_fraction: 0}\n")
-    done = amigo(tmp_path / "home", "train", str(recipe), "--model", str(gguf), "--set", "machine.ram=64MiB")
+    done = amigo(tmp_path / "home", "train", str(recipe), "--model", str(gguf), "--set", "machine.ram=640MiB")
     assert done.returncode == 2, done.stderr
-    assert "RAM" in done.stderr and "hint: " in done.stderr
+    assert "RAM: training needs" in done.stderr and "hint: " in done.stderr
 
 
 def test_a_12b_model_on_6_gib_is_refused_by_plan_naming_vram(tmp_path: Path, gguf: Path) -> None:
