@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -121,7 +122,9 @@ class LiveRenderer:
 
     def _table(self, table: Table) -> None:
         self._end_line()
-        rich = RichTable(title=table.title or None, title_justify="left", title_style="bold", header_style="bold cyan")
+        rich = RichTable(
+            title=table.title or None, title_justify="left", title_style="bold", header_style="cyan", box=SIMPLE_HEAD
+        )
         for column in table.columns:
             rich.add_column(column.name, justify="right" if is_numeric(column) else "left", overflow="fold")
         for row in cells(table):

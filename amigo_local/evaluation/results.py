@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 
@@ -156,7 +157,8 @@ class EvaluationResult(msgspec.Struct, frozen=True):
             Column("mean tokens before code", "number"),
             Column("median tokens", "number"),
         )
-        return Table(f"Directness on {suite.name} prompts", columns, tuple(rows))
+        asked = "held-out" if suite.name == "directness" else suite.name
+        return Table(f"Directness on {asked} prompts", columns, tuple(rows))
 
     def _correctness_table(self, suite: SuiteResult) -> Table:
         rows: list[tuple[Figure, ...]] = []
@@ -182,7 +184,9 @@ class EvaluationResult(msgspec.Struct, frozen=True):
         rows: list[tuple[Figure, ...]] = []
         for side, label in enumerate(self.labels):
             speed = self.speed(side)
-            rows.append((label, self.models[side], speed.answer_tokens, speed.tokens_per_second, speed.load_seconds))
+            name = self.models[side]
+            shown = os.path.basename(name) if name.endswith(".gguf") else name  # noqa: PTH119  # a name, maybe of Windows
+            rows.append((label, shown, speed.answer_tokens, speed.tokens_per_second, speed.load_seconds))
         columns = (
             Column("model"),
             Column("name"),

@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
+from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.model_ref import ModelRef, parse_model_ref
 from amigo_local.domain.recipe import Recipe
@@ -21,18 +24,27 @@ def chain_until(last: str) -> Callable[[RecipeRequest, StageContext], Chain]:
     """The loop's steps up to and including `last`."""
 
     def steps(request: RecipeRequest, context: StageContext) -> Chain:
-        for_stage = loop(request, context)
+        whole = loop(request, context)
         artifact = None
         while True:
             try:
-                step = for_stage.send(artifact)
+                step = whole.send(artifact)
             except StopIteration:
                 return
             artifact = yield step
             if step.stage == last:
-                return
+                break
+        if last == LAST:
+            say_what_is_there(artifact, context)
 
     return steps
+
+
+def say_what_is_there(report: Artifact, context: StageContext) -> None:
+    """The last words of a loop: where the report is, and how to talk to both models."""
+    refs = msgspec.convert(report.params["refs"], tuple[str, ...])
+    context.note(f"the report, with answers side by side: {report.path}/report.md", "good")
+    context.note(f"talk to both: amigo-local chat {' '.join(refs)}", "good")
 
 
 def loop(request: RecipeRequest, context: StageContext) -> Chain:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amigo_local.domain.errors import InputError
 from amigo_local.engine.contract import Chain, Params, RecipeRequest, Stage, StageContext, Step
-from amigo_local.stages._loop import loop
+from amigo_local.stages._loop import LAST, chain_until
 from amigo_local.stages._serving import reachable
 
 SOURCE_TAG = "smollm2-135m:amigo-demo-base"
@@ -29,7 +29,7 @@ def steps(params: DemoParams, context: StageContext) -> Chain:
         context.note(f"an Ollama server answers at {server.url}: both sides are served by it")
     else:
         context.note("no Ollama server answers: the embedded llama.cpp serves both sides", fix="ollama serve")
-    yield from loop(RecipeRequest(recipe="demo", model=model), context)
+    yield from chain_until(LAST)(RecipeRequest(recipe="demo", model=model), context)
 
 
 def _packaged_model() -> Path:
