@@ -230,7 +230,7 @@ def test_directness_without_requests_is_a_plain_error(tmp_path: Path, sandbox: S
 def test_tables_carry_every_side_and_its_interval(tmp_path: Path, sandbox: Sandbox) -> None:
     tables = {table.title: table for table in run(tmp_path, sandbox, backend()).tables()}
     assert list(tables) == [
-        "Directness on directness prompts",
+        "Directness on held-out prompts",
         "Directness on humaneval prompts",
         "Correctness on humaneval",
         "Speed, served by scripted backend",
