@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from amigo_local.domain.artifact import Artifact, Figure
+from amigo_local.domain.generation import Answer
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -84,6 +85,21 @@ class GenerationFinished(Event, frozen=True, tag="generation"):
     prompt_seconds: float
     answer_seconds: float
     stop_reason: str
+
+    @classmethod
+    def of(cls, answer: Answer, side: int, prompt_index: int, model: str) -> GenerationFinished:
+        """The event of a finished answer."""
+        return cls(
+            side=side,
+            prompt_index=prompt_index,
+            model=model,
+            prompt_tokens=answer.prompt_tokens,
+            answer_tokens=answer.answer_tokens,
+            load_seconds=answer.load_seconds,
+            prompt_seconds=answer.prompt_seconds,
+            answer_seconds=answer.answer_seconds,
+            stop_reason=answer.stop_reason,
+        )
 
     @property
     def tokens_per_second(self) -> float:

@@ -122,7 +122,7 @@ def _answer_all(
             if answer is None:
                 answer = backend.generate(model, messages, options, _teller(side, index, emit))
                 journal.append(AnswerLine(key, side, model, prompt.suite, prompt.id, answer))
-                emit(_finished(side, index, model, answer))
+                emit(GenerationFinished.of(answer, side, index, model))
             answers.append(answer)
         emit(Progress("answering", (side + 1) * len(prompts), sides * len(prompts), "prompts"))
     finally:
@@ -132,20 +132,6 @@ def _answer_all(
 
 def _teller(side: int, index: int, emit: Emit) -> Callable[[str], None]:
     return lambda text: emit(TokenGenerated(side, index, text))
-
-
-def _finished(side: int, index: int, model: str, answer: Answer) -> GenerationFinished:
-    return GenerationFinished(
-        side=side,
-        prompt_index=index,
-        model=model,
-        prompt_tokens=answer.prompt_tokens,
-        answer_tokens=answer.answer_tokens,
-        load_seconds=answer.load_seconds,
-        prompt_seconds=answer.prompt_seconds,
-        answer_seconds=answer.answer_seconds,
-        stop_reason=answer.stop_reason,
-    )
 
 
 def _judged(answer: Answer) -> Judged:

@@ -115,7 +115,8 @@ class EmbeddedBackend:
         self._session = self._loaded = None
 
     def _resolve(self, model: str) -> tuple[Path, Modelfile]:
-        if model.lower().endswith(".gguf"):
+        # Ollama's blobs are named by their digest; no tag is an absolute path.
+        if model.lower().endswith(".gguf") or Path(model).is_absolute():
             return Path(model).resolve(), Modelfile()
         entry = self._find(model)
         return entry.usable_gguf(), entry.definition

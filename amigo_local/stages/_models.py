@@ -32,16 +32,23 @@ class ResolvedModel:
     checkpoint: Path | None = None
     tag: str | None = None
     definition: Modelfile | None = None
+    unreadable: InputError | None = None
+    """Why the weights of a served tag can't be read here (a remote server, a folder of another
+    user): it can still talk."""
 
     @property
     def files(self) -> Path:
-        """The GGUF or the checkpoint directory."""
+        """The GGUF or the checkpoint directory. Raises InputError when they can't be read here."""
+        if self.unreadable:
+            raise self.unreadable
         path = self.gguf or self.checkpoint
         assert path is not None
         return path
 
     def need_gguf(self, why: str) -> Path:
         """The GGUF. Raises InputError saying what it is needed for when there is only a checkpoint."""
+        if self.unreadable:
+            raise self.unreadable
         if self.gguf is None:
             raise InputError(f"{self.ref} is a checkpoint; {why} needs a GGUF", "give the Ollama tag or the .gguf file")
         return self.gguf
@@ -85,12 +92,16 @@ def _tag(ref: ModelRef, context: StageContext) -> ResolvedModel:
         # Says why and how to mend it: nothing answers at that address.
         ollama_server(context.settings).version()
     assert server is not None
-    if not server.has(ref.value):
+    served = server.find(ref.value)
+    if served is None:
         raise server.unknown(ref.value)
     from amigo_local.serving.ollama_store import find_store_of, open_tag
 
     explicit = Path(context.settings.ollama.store) if context.settings.ollama.store else None
-    stored = open_tag(find_store_of(server, explicit), ref.value)
+    try:
+        stored = open_tag(find_store_of(server, explicit), ref.value)
+    except InputError as error:
+        return ResolvedModel(ref, served.digest, tag=served.name, unreadable=error)
     return ResolvedModel(ref, stored.gguf_digest, gguf=stored.gguf_path, tag=stored.name, definition=stored.definition)
 
 

@@ -50,19 +50,7 @@ def run(params: ChatParams, context: StageContext) -> StageResult:
         answer = backend.generate(model, messages, options, say)
         if len(choice.models) > 1:
             backend.unload(model)  # two models may not fit; load time is reported apart
-        context.emit(
-            GenerationFinished(
-                side=side,
-                prompt_index=0,
-                model=refs[side],
-                prompt_tokens=answer.prompt_tokens,
-                answer_tokens=answer.answer_tokens,
-                load_seconds=answer.load_seconds,
-                prompt_seconds=answer.prompt_seconds,
-                answer_seconds=answer.answer_seconds,
-                stop_reason=answer.stop_reason,
-            )
-        )
+        context.emit(GenerationFinished.of(answer, side, 0, refs[side]))
     return StageResult()
 
 

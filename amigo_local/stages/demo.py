@@ -8,6 +8,7 @@ from pathlib import Path
 from amigo_local.domain.errors import InputError
 from amigo_local.engine.contract import Chain, Params, RecipeRequest, Stage, StageContext, Step
 from amigo_local.stages._loop import LAST, chain_until
+from amigo_local.stages._models import resolve
 from amigo_local.stages._serving import reachable
 
 SOURCE_TAG = "smollm2-135m:amigo-demo-base"
@@ -25,7 +26,11 @@ def steps(params: DemoParams, context: StageContext) -> Chain:
     if server := reachable(context.settings):
         # An Ollama tag goes in: the packaged file is first made one, on this server.
         yield Step("register", RegisterParams(file=str(gguf), tag=SOURCE_TAG))
-        model = f"ollama:{SOURCE_TAG}"
+        source = resolve(f"ollama:{SOURCE_TAG}", context)
+        if source.unreadable:
+            context.note(f"training starts from the packaged file: {source.unreadable.message}", "warning")
+        else:
+            model = f"ollama:{SOURCE_TAG}"
         context.note(f"an Ollama server answers at {server.url}: both sides are served by it")
     else:
         context.note("no Ollama server answers: the embedded llama.cpp serves both sides", fix="ollama serve")

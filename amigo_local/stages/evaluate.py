@@ -99,7 +99,10 @@ def run(params: EvaluateParams, context: StageContext) -> StageResult:
     )
     for table in result.tables():
         context.emit(table)
-    files = {label: resolve(ref, context).files for label, ref in zip(result.labels, params.refs, strict=True)}
+    files = {}
+    for label, ref in zip(result.labels, params.refs, strict=True):
+        with contextlib.suppress(InputError):  # a tag of a server whose folder can't be read
+            files[label] = resolve(ref, context).files
     sizes = {f"{label}, GGUF": path.stat().st_size for label, path in files.items()}
     places = {f"{label}, GGUF": str(path) for label, path in files.items()} | params.places
     write_report(result, context.build_dir() / "report.md", sizes=sizes, places=places)

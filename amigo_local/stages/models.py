@@ -85,6 +85,8 @@ def _lineage(artifact: Artifact) -> str:
 
 def _show(text: str, context: StageContext) -> None:
     model = resolve(text, context)
+    if model.unreadable:
+        raise model.unreadable
     rows: list[tuple[Figure, ...]] = [
         ("reference", str(model.ref)),
         ("files", str(model.files)),

@@ -13,6 +13,7 @@ from amigo_local.domain.plan import Batching, Needs
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.domain.units import GIB, MIB, format_size
+from amigo_local.training.samples import PADDED_TO
 
 NF4_BITS = 4.127
 """Per parameter with double quantization: 4 + 8/64 + 32/(64*256), measured on bitsandbytes 0.50."""
@@ -101,12 +102,12 @@ def check_fits(shape: ModelShape, settings: TrainSettings, max_length_tokens: in
 def peak(shape: ModelShape, settings: TrainSettings, length: int, micro_batch: int, on_gpu: bool) -> Split:
     """Bytes at the peak of a step: of VRAM on a GPU, of RSS on CPU.
 
-    CPU, against SmolLM2-135M's measured RSS (NF4, rank 16; tokens per micro-batch: MiB measured,
-    predicted by this function): 64: 1013, 1075. 256: 1374, 1486. 512: 1906, 1947. 1024: 2743, 2767.
-    2048: 4369, 4406. CUDA: formulas of the layer-streaming prototype, at most 14.5 % over and never
-    under FakeTensor dry runs; no card has been measured.
+    CPU, against SmolLM2-135M's peak RSS (NF4, rank 16, two steps; tokens per micro-batch: MiB measured,
+    MiB predicted): 64: 1013, 1077. 256: 1374, 1496. 512: 1906, 2055. 1024: 2743, 2885. 2048: 4369, 4544.
+    Lengths that vary, 32 steps of up to 384 tokens: 1648, 1775. CUDA: formulas of the layer-streaming
+    prototype, at most 14.5 % over and never under FakeTensor dry runs; no card has been measured.
     """
-    tokens = length * micro_batch
+    tokens = -(-length // PADDED_TO) * PADDED_TO * micro_batch
     weight_bytes = NF4_BITS / 8 if settings.quantization == "nf4" else 2.0
     embeddings = shape.embedding_parameters * (1 if shape.tied_embeddings else 2)
     weights = int(shape.layers * shape.layer_parameters * weight_bytes) + 2 * embeddings

@@ -14,6 +14,10 @@ from amigo_local.domain.recipe import TrainSettings
 
 IGNORED_LABEL = -100  # torch.nn.CrossEntropyLoss's ignore_index, and what TRL's collator pads labels with
 
+PADDED_TO = 32
+"""Micro-batches are padded to a multiple of it. On CPU, oneDNN keeps compiled kernels for every length it
+meets: RSS grew by 33 MiB a step without, not at all with it, at the same tokens per second."""
+
 
 class Sample(msgspec.Struct, frozen=True):
     """One row of train.jsonl; its other columns (the texts) are for people."""

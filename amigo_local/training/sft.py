@@ -18,8 +18,10 @@ from amigo_local.domain.events import Emit, Note
 from amigo_local.domain.plan import Batching
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.checkpoints import CheckpointFolder, step_of
+from amigo_local.training.memory import uses_activation_checkpointing
 from amigo_local.training.process import prepare_process, quiet_and_offline
 from amigo_local.training.samples import (
+    PADDED_TO,
     Sample,
     file_digest,
     read_samples,
@@ -30,9 +32,6 @@ from amigo_local.training.samples import (
 
 LOG = "training_log.jsonl"
 """One line per step: step, loss, learning_rate, grad_norm, tokens so far. No clock: reruns repeat it."""
-PADDED_TO = 32
-"""Micro-batches are padded to a multiple of it. On CPU, oneDNN keeps compiled kernels for every length it
-meets: RSS grew by 33 MiB a step without, not at all with it, at the same tokens per second."""
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -149,13 +148,14 @@ def _build(
     device = training_device()
     model = load_base(checkpoint_dir, settings, device)
     check_targets(model, settings.lora, checkpoint_dir)
+    recompute = uses_activation_checkpointing(model.num_parameters(), on_gpu=device.type == "cuda")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_dir, local_files_only=True)
     rows = Dataset.from_dict(
         {"input_ids": [sample.input_ids for sample in samples], "labels": [sample.labels for sample in samples]}
     )
     trainer = AdapterTrainer(
         model=model,
-        args=_arguments(settings, batching, total_steps(len(samples), settings), checkpoints.path, device),
+        args=_arguments(settings, batching, total_steps(len(samples), settings), checkpoints.path, device, recompute),
         train_dataset=rows.select(order),
         processing_class=tokenizer,
         # Padding comes after the sample and carries no label, so any id will do where a tokenizer names none.
@@ -194,7 +194,9 @@ def _tokens_by_step(ordered_lengths: list[int], batch: int) -> list[int]:
     return [0, *accumulate(steps)]
 
 
-def _arguments(settings: TrainSettings, batching: Batching, steps: int, output_dir: Path, device: Any) -> Any:
+def _arguments(
+    settings: TrainSettings, batching: Batching, steps: int, output_dir: Path, device: Any, recompute: bool
+) -> Any:
     from trl import SFTConfig
 
     on_gpu = device.type == "cuda"
@@ -215,7 +217,7 @@ def _arguments(settings: TrainSettings, batching: Batching, steps: int, output_d
         dataset_kwargs={"skip_prepare_dataset": True},  # already tokenised, with labels
         max_length=None,
         bf16=on_gpu,  # autocast; on CPU base.compute_dtype decides alone
-        activation_checkpointing=on_gpu,
+        activation_checkpointing=recompute,
         dataloader_pin_memory=on_gpu,
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -126,6 +126,21 @@ def test_chat_with_one_and_with_two(loop: FinishedLoop) -> None:
     assert "the newest run that made a model" in said and "tok/s" in said
 
 
+def test_a_tag_beside_a_file_is_compared_in_the_embedded_llama_cpp(loop: FinishedLoop) -> None:
+    file = str(loop.recipe.with_name("tiny.gguf"))
+    said = loop.amigo("chat", SOURCE, file, "--prompt", "Write a function.", "--max-tokens", "3")
+    assert "served by embedded llama.cpp" in said
+
+
+def test_a_tag_whose_weights_cant_be_read_still_talks_but_isnt_unpacked(loop: FinishedLoop, tmp_path: Path) -> None:
+    """A remote server, or the folder of another user: `ollama.store` names one that isn't the server's."""
+    elsewhere = ["--set", f"ollama.store={tmp_path}"]
+    ask = ["chat", SOURCE, "--prompt", "Write a function.", "--max-tokens", "3"]
+    assert amigo(loop.home, *ask, *elsewhere, ollama=loop.url).returncode == 0
+    refused = amigo(loop.home, "unpack", SOURCE, *elsewhere, ollama=loop.url)
+    assert refused.returncode == 2 and str(tmp_path) in refused.stderr and "hint: " in refused.stderr
+
+
 def test_export_and_merge_by_hand(loop: FinishedLoop, tmp_path: Path) -> None:
     out = tmp_path / "mine.gguf"
     said = loop.amigo("export", "--quant", "f16", "--out", str(out))

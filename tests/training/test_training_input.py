@@ -12,7 +12,7 @@ from amigo_local.domain.plan import Batching
 from amigo_local.domain.recipe import LoraSettings
 from amigo_local.training.sft import train_sft
 
-from .conftest import BATCHING, SETTINGS, Train
+from .conftest import BATCHING, SETTINGS, STEPS, Train, files
 
 ONE_STEP = msgspec.structs.replace(SETTINGS, max_steps=1)
 
@@ -64,6 +64,37 @@ def test_unquantized_lora_on_some_linears_trains_too(train: Train, tmp_path: Pat
     assert figures["steps"] == 1
 
 
+def test_recomputing_activations_gives_the_same_adapter(
+    train: Train, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    from amigo_local.training import memory
+
+    forwards = []
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda *args: forwards.append(1) or original(*args))
+    monkeypatch.setattr(memory, "CPU_ACTIVATION_CHECKPOINTING_ABOVE", 0)
+    train(tmp_path)
+    assert files(tmp_path) == files(uninterrupted)
+    assert len(forwards) == 2 * (2 * 2 * STEPS)  # each layer of each micro-batch of each step, twice
+
+
+def test_processors_without_bf16_train_in_f32(
+    train: Train, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    monkeypatch.setattr("amigo_local.training.base.multiplies_bf16", lambda: False)
+    train(tmp_path)
+    in_f32, in_bf16 = (
+        [json.loads(line)["loss"] for line in (folder / "training_log.jsonl").read_text().splitlines()]
+        for folder in (tmp_path, uninterrupted)
+    )
+    assert in_f32[0] == pytest.approx(in_bf16[0], abs=2e-3)
+    assert in_f32[-1] == pytest.approx(in_bf16[-1], abs=0.05)
+
+
 def test_training_prints_nothing(train: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, ONE_STEP)
     assert capfd.readouterr().out == ""
@@ -84,3 +115,21 @@ def test_weights_are_never_repacked_for_inference(tiny_base: Path) -> None:
     assert torch.equal(linear.weight.data, before)
     assert not getattr(linear.weight.quant_state, "packing_format_for_cpu", False)
     assert linear.weight.quant_state.nested  # double quantization
+
+
+def test_the_environment_is_set_before_torch_reads_it() -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, os; from amigo_local.training.process import prepare_process\n"
+        "assert 'torch' not in sys.modules\n"
+        "count = prepare_process(); import torch\n"
+        "print(count, torch.get_num_threads(), os.environ['HF_HUB_DISABLE_TELEMETRY'], os.environ['GOMP_SPINCOUNT'])"
+    )
+    root = Path(__file__).resolve().parents[2]
+    kept = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1", "1", "1", "3000"], done.stderr
