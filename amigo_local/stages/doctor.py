@@ -137,6 +137,11 @@ def _packages(context: StageContext) -> int:
             fix = f"pip install -c constraints.txt 'amigo-local[{extra}]'"
             context.note(f"{purpose}: {', '.join(missing)} not installed", "problem", fix)
             count += 1
+    torch = {str(name): str(version) for name, version, _ in rows}.get("torch", "")
+    if context.machine.gpu_name and torch.endswith("+cpu"):
+        fix = "pip install --force-reinstall torch==2.13.0, from an index with CUDA builds"
+        context.note(f"there is a GPU, but torch {torch} is a build without CUDA", "problem", fix)
+        count += 1
     context.emit(Table("Packages", (Column("package"), Column("version"), Column("for")), tuple(rows)))
     return count
 

@@ -250,4 +250,4 @@ def tokens_per_second(shape: ModelShape, rank: int, machine: Machine) -> float:
     passes = 6 if uses_activation_checkpointing(shape.parameters, on_gpu) else 4
     flop = passes * shape.layers * shape.layer_parameters + 6 * shape.lora_parameters(rank)
     flop += 2 * shape.embedding_parameters
-    return (CUDA_FLOPS if on_gpu else CPU_FLOPS_PER_CORE * machine.cpu_count) / flop
+    return (CUDA_FLOPS if on_gpu else CPU_FLOPS_PER_CORE * max(1, machine.cpu_count - 1)) / flop

@@ -139,7 +139,7 @@ def test_seconds_follow_the_number_of_tokens() -> None:
     assert estimate_training(SMOLLM2_135M, RANK_16, 256, machine())[0].seconds is None
     needs, _ = estimate_training(SMOLLM2_135M, RANK_16, 256, machine(), samples=200, mean_length_tokens=128)
     rate = tokens_per_second(SMOLLM2_135M, 16, machine())
-    assert rate == pytest.approx(274, abs=1)  # two cores; 145 were measured on one
+    assert rate == pytest.approx(137, abs=1)  # two cores, one of which is spared; 114 to 134 were measured
     assert needs.seconds == pytest.approx(200 * 128 / rate)
     few = msgspec.structs.replace(RANK_16, max_steps=10)
     assert estimate_training(SMOLLM2_135M, few, 256, machine())[0].seconds == pytest.approx(10 * 8 * 256 / rate)
