@@ -55,6 +55,11 @@ class SuiteResult(msgspec.Struct, frozen=True):
         first, second = ([judged.opening.only_code for judged in side] for side in self.answers[:2])
         return mcnemar(first, second)
 
+    def cut_share(self, side: int) -> float:
+        """Share of answers that the token limit ended: of a small model, mostly repetition."""
+        answers = self.answers[side]
+        return sum(judged.stop_reason == "length" for judged in answers) / len(answers)
+
     def median_answer_tokens(self, side: int) -> float:
         return float(statistics.median(judged.answer_tokens for judged in self.answers[side]))
 
@@ -107,6 +112,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
                 key = f"{suite.name}.{label}"
                 figures[f"{key}.at_once_share"] = found.at_once.share
                 figures[f"{key}.only_code_share"] = found.only_code.share
+                figures[f"{key}.cut_share"] = suite.cut_share(side)
                 figures[f"{key}.median_answer_tokens"] = suite.median_answer_tokens(side)
                 figures[f"{key}.with_code_share"] = found.with_code.share
                 figures[f"{key}.median_tokens_before_code"] = found.median_tokens_before_code
@@ -144,6 +150,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
                     found.with_code.share,
                     found.mean_tokens_before_code,
                     suite.median_answer_tokens(side),
+                    suite.cut_share(side),
                 )
             )
         columns = (
@@ -156,6 +163,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
             Column("any code", "ratio"),
             Column("mean tokens before code", "number"),
             Column("median tokens", "number"),
+            Column("cut off", "ratio"),
         )
         asked = "held-out" if suite.name == "directness" else suite.name
         return Table(f"Directness on {asked} prompts", columns, tuple(rows))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from amigo_local.domain.artifact import Artifact
-from amigo_local.domain.events import Record, StageFailed, StageFinished, StageSkipped
+from amigo_local.domain.events import Record, StageFailed, StageFinished, StageSkipped, decode_record
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.contract import RecipeRequest
 from amigo_local.engine.runner import Outcome, Runner
@@ -122,7 +122,7 @@ def test_training_killed_at_every_boundary_resumes_to_the_same_adapter(
 
 
 def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_path: Path, recipe: Path) -> None:
-    command = [str(SCRIPT), "run", str(recipe), "--set", "ollama.use=false"]
+    command = [str(SCRIPT), "prepare", str(recipe), "--set", "ollama.use=false"]
     first = subprocess.Popen(
         command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -143,7 +143,11 @@ def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_p
         [str(SCRIPT), "runs", "resume", "--json"], env=environment(tmp_path), capture_output=True, text=True
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert '"type":"stage_skipped"' in resumed.stdout.splitlines()[1] or '"stage":"unpack"' in resumed.stdout
+    events = [decode_record(line) for line in resumed.stdout.splitlines()]
+    assert [(e.stage, type(e.event).__name__) for e in events if isinstance(e.event, StageSkipped | StageFinished)] == [
+        ("unpack", "StageSkipped"),
+        ("prepare", "StageFinished"),
+    ]
     runs = list((tmp_path / "runs").iterdir())
     assert len(runs) == 1, "resume goes on in the same run"
 

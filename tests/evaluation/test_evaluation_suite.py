@@ -118,6 +118,7 @@ def test_the_figures_of_two_scripted_models_are_exact(tmp_path: Path, sandbox: S
     assert (figures["humaneval.before.pass_at_1"], figures["humaneval.after.pass_at_1"]) == (0.5, 1.0)
     assert figures["humaneval.pass_at_1_p_value"] == 0.5
     assert figures["before.load_seconds"] == 1.5
+    assert figures["directness.before.cut_share"] == 0.0 and figures["directness.after.only_code_share"] == 1.0
     assert figures["sandbox"] == sandbox.statement
     words = sum(len(wordy(request).split(" ")) for request in [*HELD_OUT[:6], *(p.prompt for p in PROBLEMS)])
     assert figures["before.tokens_per_second"] == pytest.approx(words / 5.0, abs=0.01)

@@ -116,6 +116,12 @@ def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
     assert states["prepare"] == "done" and states["train"] == states["evaluate"] == "to do"
 
 
+def test_memory_that_is_too_small_for_training_is_refused_with_the_nearest_that_fits(loop: FinishedLoop) -> None:
+    small = ["--set", "machine.ram=640MiB", "--set", "train.learning_rate=6e-4", *loop.store]
+    done = amigo(loop.home, "train", str(loop.recipe), "--model", SOURCE, *small, ollama=loop.url)
+    assert done.returncode == 2 and "RAM: training needs" in done.stderr and "hint: " in done.stderr
+
+
 def test_chat_with_one_and_with_two(loop: FinishedLoop) -> None:
     ask = ["--prompt", "Write a function.", "--max-tokens", "4"]
     code, records = amigo_records(loop.home, "chat", SOURCE, REFINED, *ask, *loop.store, ollama=loop.url)
