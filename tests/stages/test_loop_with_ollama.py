@@ -117,7 +117,7 @@ def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
 
 
 def test_memory_that_is_too_small_for_training_is_refused_with_the_nearest_that_fits(loop: FinishedLoop) -> None:
-    small = ["--set", "machine.ram=640MiB", "--set", "train.learning_rate=6e-4", *loop.store]
+    small = ["--set", "machine.ram=580MiB", "--set", "train.learning_rate=6e-4", *loop.store]
     done = amigo(loop.home, "train", str(loop.recipe), "--model", SOURCE, *small, ollama=loop.url)
     assert done.returncode == 2 and "RAM: training needs" in done.stderr and "hint: " in done.stderr
 
