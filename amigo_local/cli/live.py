@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
 
 from amigo_local.cli.formats import cells, is_numeric
-from amigo_local.cli.sentences import sentence
+from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
     MetricLogged,
@@ -65,7 +65,7 @@ class LiveRenderer:
 
     def _line(self, record: Record) -> None:
         event, text = record.event, sentence(record.event)
-        if not text or (record.stage == "chat" and isinstance(event, StageStarted | StageFinished)):
+        if not text or is_self_evident(record):
             return  # in a chat the answer speaks for itself
         name = f"[bold cyan]{record.stage:<9}[/]"
         match event:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 
 from amigo_local.cli.formats import cells, is_numeric
-from amigo_local.cli.sentences import sentence
+from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
     Progress,
     Record,
-    StageFinished,
-    StageStarted,
     Table,
     TokenGenerated,
 )
@@ -44,7 +42,7 @@ class PlainRenderer:
                 print(f"{record.stage}: {sentence(event)}", file=sys.stderr, flush=True)
         elif isinstance(event, GenerationFinished) and record.stage != "chat":
             return
-        elif record.stage == "chat" and isinstance(event, StageStarted | StageFinished):
+        elif is_self_evident(record):
             return  # the answer speaks for itself
         elif text := sentence(event):
             print(f"{record.stage}: {text}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from amigo_local.domain.events import (
     MetricLogged,
     Note,
     Progress,
+    Record,
     RunFinished,
     StageCancelled,
     StageFailed,
@@ -17,6 +18,7 @@ from amigo_local.domain.events import (
     StageStarted,
 )
 from amigo_local.domain.units import format_seconds, format_size
+from amigo_local.stages import load_stage
 
 _METRICS = {
     "loss": "loss {:.4f}",
@@ -63,6 +65,13 @@ def sentence(event: AnyEvent) -> str:
             )
         case _:
             return ""
+
+
+def is_self_evident(record: Record) -> bool:
+    """Begin and end of what shows itself: a conversation, or a verb that answers at once."""
+    if record.stage == "chat":
+        return isinstance(record.event, StageStarted | StageFinished)
+    return isinstance(record.event, StageFinished) and load_stage(record.stage).place == "here"
 
 
 def _amount(event: Progress) -> str:

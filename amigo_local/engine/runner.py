@@ -160,7 +160,8 @@ class Runner:
                 return done
             needs = stage.needs(params, context) if stage.needs else Needs()
             check_room(stage, params, needs, context)
-            self._emit(stage.name, StageStarted(mark, stage.summary, needs.seconds))
+            if stage.place == "worker":  # what is answered at once needs no announcement
+                self._emit(stage.name, StageStarted(mark, stage.summary, needs.seconds))
         job = Job(
             run_id=self._run_id,
             stage=stage.name,

@@ -50,9 +50,7 @@ def _list(context: StageContext) -> None:
     elif context.settings.ollama.use:
         context.note("no Ollama server answers; its tags are not listed", "warning", "ollama serve")
     for entry in library(context).entries():
-        rows.append(
-            (entry.tag, "library", *_header_figures(Path(entry.gguf_path)), _registered_from(entry.tag, context))
-        )
+        rows.append((entry.tag, "library", *_header_figures(Path(entry.gguf_path)), entry.gguf_path))
     for artifact in context.workspace.artifacts():
         if artifact.kind in ("gguf", "checkpoint", "adapter"):
             known = _header_figures(Path(artifact.path)) if artifact.kind == "gguf" else None
@@ -73,7 +71,7 @@ def _header_figures(path: Path) -> tuple[Figure, Figure, Figure, Figure]:
 
 
 def _registered_from(tag: str, context: StageContext) -> str | None:
-    for artifact in context.workspace.artifacts():
+    for artifact in reversed(list(context.workspace.artifacts())):  # the newest of that name holds
         if artifact.kind == "registration" and artifact.figures.get("tag") == tag:
             return str(artifact.figures.get("gguf"))
     return None
