@@ -22,7 +22,7 @@ from amigo_local.engine.settings_tree import build, overlay, parse_override, par
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages import load_stage
 
-_PROGRAM_KEYS = ("ollama.", "machine.", "unsafe=")
+_PROGRAM_KEYS = tuple(f"{name}{end}" for name in ProgramSettings.__struct_fields__ for end in ".=")
 
 
 class Renderer(Protocol):

@@ -89,7 +89,7 @@ class TrainSettings(Strict, frozen=True, kw_only=True):
 class ExportSettings(Strict, frozen=True, kw_only=True):
     quant: Quant = "q4_k_m"
     check_prompts: Annotated[int, Meta(ge=0)] = 8
-    """Held-out prompts for the KL check of the exported file against base + adapter."""
+    """Texts for the KL check of the exported file against base + adapter (stages/_check_texts.py)."""
 
 
 class RegisterSettings(Strict, frozen=True, kw_only=True):

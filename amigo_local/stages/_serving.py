@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amigo_local.domain.errors import InputError
-from amigo_local.domain.generation import ChatBackend
 from amigo_local.domain.settings import ProgramSettings
 from amigo_local.engine.contract import StageContext
 
@@ -53,16 +52,3 @@ def need_embedded() -> None:
             "no Ollama server answers, and llama-cpp-python is not installed",
             "start one (ollama serve), or: pip install 'amigo-local[weights]'",
         )
-
-
-def backends(context: StageContext) -> tuple[ChatBackend | None, ChatBackend]:
-    """(the server's backend or None, the embedded one). Nothing is loaded yet."""
-    from amigo_local.serving.embedded import EmbeddedBackend
-
-    embedded = EmbeddedBackend(library(context).get)
-    server = reachable(context.settings)
-    if server is None:
-        return None, embedded
-    from amigo_local.serving.ollama_chat import OllamaBackend
-
-    return OllamaBackend(server), embedded
