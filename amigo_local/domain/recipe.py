@@ -10,7 +10,43 @@ from msgspec import Meta
 Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Dtype = Literal["bf16", "f16", "f32"]
-Quant = Literal["keep", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m"]
+# llama.cpp's mixes in lower case: those whose rule is ported, and those that llama.cpp is asked for (many of the
+# latter need an importance matrix). Literals nest, so a face sees one list.
+PortedMix = Literal[
+    "f16",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_k_m",
+    "q4_k_s",
+    "q4_0",
+    "q3_k_m",
+]
+StatedMix = Literal[
+    "f32",
+    "q5_0",
+    "q5_1",
+    "q4_1",
+    "q3_k_l",
+    "q3_k_s",
+    "q2_k",
+    "iq4_nl",
+    "iq4_xs",
+    "iq3_m",
+    "iq3_s",
+    "q2_k_s",
+    "iq3_xs",
+    "iq3_xxs",
+    "iq2_m",
+    "iq2_s",
+    "iq2_xs",
+    "iq2_xxs",
+    "iq1_m",
+    "iq1_s",
+]
+Quant = Literal["keep", PortedMix, StatedMix]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,8 +58,8 @@ class ModelSettings(Strict, frozen=True, kw_only=True):
     """REF of the model to refine: an Ollama tag, a GGUF file or a checkpoint directory."""
     base: str | None = None
     """REF of a checkpoint to train on instead of unpacking the source's GGUF."""
-    dtype: Dtype = "bf16"
-    """What the unpacked checkpoint is written in."""
+    dtype: Dtype | None = None
+    """What the unpacked checkpoint is written in; None: what loses least of this source."""
 
 
 class DataSource(Strict, frozen=True, kw_only=True):
@@ -87,7 +123,10 @@ class TrainSettings(Strict, frozen=True, kw_only=True):
 
 
 class ExportSettings(Strict, frozen=True, kw_only=True):
-    quant: Quant = "q4_k_m"
+    quant: Quant = "keep"
+    """`keep`: each tensor in the type it has in the source; else one of llama.cpp's mixes."""
+    imatrix: str | None = None
+    """Importance matrix to quantize with: a file, or `auto` to collect one on the training data."""
     check_prompts: Annotated[int, Meta(ge=0)] = 8
     """Texts for the KL check of the exported file against base + adapter (stages/_check_texts.py)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -33,8 +33,14 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """GGUF part of a block (`attn_q`) -> its module in a decoder layer (`self_attn.q_proj`)."""
     config: Callable[[GgufHeader], dict[str, Any]]
     """config.json without what every family shares."""
+    biased: frozenset[str] = frozenset()
+    """Parts that always have a bias."""
+    bias_switches: tuple[frozenset[str], ...] = ()
+    """Parts that have a bias in every layer, all of a set or none of it: each set is one switch of the config."""
     permuted: dict[str, str] = {}
     """Parts whose rows llama.cpp stores interleaved for its rotary kernel -> the metadata key of their heads."""
+    overflows_float16: bool = False
+    """Whether activations leave float16's range, so that a checkpoint in it would be computed to infinity."""
     norm_offset: float = 0.0
     """What the GGUF's norm weights hold more than the checkpoint's."""
     recomputed: frozenset[str] = frozenset()
@@ -54,6 +60,8 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         match = _BLOCK.fullmatch(name)
         if match is None or match[2] not in self.blocks:
             return None
+        if match[3] == "bias" and match[2] not in self.biased.union(*self.bias_switches):
+            return None
         return f"model.layers.{match[1]}.{self.blocks[match[2]]}.{match[3]}"
 
     def heads(self, header: GgufHeader, name: str) -> int | None:
@@ -62,8 +70,20 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         key = self.permuted.get(match[2]) if match else None
         if key is None:
             return None
-        heads = header.of_architecture(key, header.of_architecture("attention.head_count"))
-        return int(heads)
+        prefix = f"{header.architecture}."
+        # One number, or one for each layer; base_config refuses layers that differ.
+        heads = header.array(prefix + key) or header.array(prefix + "attention.head_count")
+        return int(heads[0])
+
+    def required(self, header: GgufHeader) -> Iterator[str]:
+        """Names of the tensors in whose place transformers would put random weights if they were missing."""
+        yield from ("token_embd.weight", "output_norm.weight")
+        names = header.tensor_names
+        on = [parts for parts in self.bias_switches if any(f"blk.0.{part}.bias" in names for part in parts)]
+        biased = self.biased.union(*on)
+        for layer in range(int(header.of_architecture("block_count", 0))):
+            yield from (f"blk.{layer}.{part}.weight" for part in self.blocks)
+            yield from (f"blk.{layer}.{part}.bias" for part in sorted(biased))
 
     def norm_shift(self, name: str) -> float:
         return self.norm_offset if name.endswith("norm.weight") else 0.0
@@ -102,12 +122,16 @@ def architecture_of(header: GgufHeader) -> Architecture:
 
 
 def map_tensors(header: GgufHeader, family: Architecture) -> tuple[list[MappedTensor], list[str]]:
-    """(the checkpoint's tensors in file order, names of the skipped ones). Raises InputError for unknown tensors."""
+    """(the checkpoint's tensors in file order, names of the skipped ones).
+
+    Raises InputError for a tensor that the family doesn't know, and for one that it needs and the file lacks.
+    """
     mapped: list[MappedTensor] = []
     skipped: list[str] = []
+    expected = set(family.required(header))
     for tensor in header.tensors:
         name = family.checkpoint_name(tensor.name)
-        if name is not None:
+        if name is not None and (tensor.name in expected or tensor.name == "output.weight"):
             heads = family.heads(header, tensor.name)
             mapped.append(MappedTensor(tensor, name, heads, family.norm_shift(tensor.name)))
         elif family.is_skipped(tensor.name):
@@ -117,4 +141,11 @@ def map_tensors(header: GgufHeader, family: Architecture) -> tuple[list[MappedTe
                 f"{header.path}: tensor {tensor.name} is unknown for architecture {header.architecture}",
                 "this variant of the architecture isn't supported; export works from a plain one",
             )
+    missing = sorted(expected - header.tensor_names)
+    if missing:
+        raise InputError(
+            f"{header.path}: {len(missing)} tensors of architecture {header.architecture} are missing, "
+            f"first {missing[0]}",
+            "download or export the file again; other variants of the architecture aren't supported",
+        )
     return mapped, skipped

@@ -7,7 +7,7 @@ from typing import Any
 
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.recipe import Dtype
-from amigo_local.weights.gguf_header import GgufHeader, model_shape
+from amigo_local.weights.gguf_header import GgufHeader, Scalar, model_shape
 
 TORCH_DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
@@ -28,7 +28,12 @@ def token_id(header: GgufHeader, which: str) -> int | None:
 
 
 def base_config(header: GgufHeader, model_type: str, class_name: str) -> dict[str, Any]:
-    """Sizes, epsilon and token ids. Raises InputError when a size is missing."""
+    """Sizes, epsilon and token ids.
+
+    Raises InputError when a size is missing or differs between layers, and for heads that the architecture's class
+    in transformers can't have.
+    """
+    _refuse_uneven_layers(header)
     shape = model_shape(header)
     epsilon = header.of_architecture("attention.layer_norm_rms_epsilon")
     if not isinstance(epsilon, float):
@@ -36,6 +41,8 @@ def base_config(header: GgufHeader, model_type: str, class_name: str) -> dict[st
             f"{header.path}: {header.architecture}.attention.layer_norm_rms_epsilon is missing",
             "download or export the file again",
         )
+    refuse(header, "attention.value_length", shape.head_dim, f"as key_length {shape.head_dim}")
+    refuse(header, "attention.causal", True, "a model that sees no later tokens")
     return {
         "architectures": [class_name],
         "model_type": model_type,
@@ -44,6 +51,7 @@ def base_config(header: GgufHeader, model_type: str, class_name: str) -> dict[st
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
         "rms_norm_eps": shortest(epsilon),
         "max_position_embeddings": shape.context_length,
         "vocab_size": shape.vocabulary,
@@ -55,26 +63,89 @@ def base_config(header: GgufHeader, model_type: str, class_name: str) -> dict[st
     }
 
 
-def rope_parameters(header: GgufHeader) -> dict[str, Any]:
-    """transformers' `rope_parameters` for plain and linearly scaled rotary embeddings.
+def refuse(header: GgufHeader, key: str, plain: Scalar, expected: str) -> None:
+    """Raises InputError when `<architecture>.<key>` is there and isn't `plain`: nothing in the config says it."""
+    found = header.of_architecture(key, plain)
+    if found != plain:
+        raise InputError(
+            f"{header.path}: {header.architecture}.{key} is {found}, expected {expected}",
+            "this variant of the architecture isn't supported; take another base",
+        )
 
-    Raises InputError for a kind of scaling that isn't mapped: a wrong rotation would only show on long texts.
+
+def _refuse_uneven_layers(header: GgufHeader) -> None:
+    for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        values = header.array(f"{header.architecture}.{key}")
+        if len(set(values)) > 1:
+            raise InputError(
+                f"{header.path}: {header.architecture}.{key} differs between layers: {list(values)[:8]}",
+                "models whose layers have different sizes aren't supported; take another base",
+            )
+
+
+def rope_parameters(header: GgufHeader, *, rotated: int | None = None) -> dict[str, Any]:
+    """transformers' `rope_parameters` for plain, linear and yarn rotary embeddings.
+
+    `rotated`: how many of a head's dimensions are rotated; None: all. Raises InputError for a kind of scaling that
+    isn't mapped: a wrong rotation would only show on long texts.
     """
+    head_dim = model_shape(header).head_dim if rotated is None else rotated
+    refuse(header, "rope.dimension_count", head_dim, f"the head's {head_dim}")
     settings: dict[str, Any] = {
         "rope_theta": shortest(header.of_architecture("rope.freq_base", 10000.0)),
         "rope_type": "default",
     }
-    kind = header.of_architecture("rope.scaling.type", "none")
-    # Before 2024 converters wrote the factor alone, which llama.cpp takes as linear.
+    # llama.cpp's default for files from before 2024, which state the factor alone.
+    kind = header.of_architecture("rope.scaling.type", "linear")
     factor = header.of_architecture("rope.scaling.factor", header.of_architecture("rope.scale_linear", 1.0))
-    if kind == "none" or factor in (0.0, 1.0):
-        return settings
-    if kind != "linear":
+    if kind not in ("none", "linear", "yarn"):
         raise InputError(
-            f"{header.path}: rotary scaling {kind!r} is not supported, only none, linear and Llama 3's",
+            f"{header.path}: rotary scaling {kind!r} is not supported, only none, linear, yarn and Llama 3's",
             "take a base without it",
         )
-    return settings | {"rope_type": "linear", "factor": shortest(factor)}
+    refuse(header, "rope.scaling.attn_factor", 1.0, "1.0")
+    if kind == "none" or factor in (0.0, 1.0):
+        return settings
+    settings |= {"rope_type": kind, "factor": shortest(factor)}
+    return settings | _yarn(header) if kind == "yarn" else settings
+
+
+def _yarn(header: GgufHeader) -> dict[str, Any]:
+    """What TextModel.set_gguf_parameters of llama.cpp's conversion/base.py wrote, back in transformers' words."""
+    if header.of_architecture("rope.scaling.yarn_ext_factor", -1.0) >= 0:  # negative: as if it weren't there
+        refuse(header, "rope.scaling.yarn_ext_factor", 1.0, "1.0, transformers has no other")
+    original = header.of_architecture("rope.scaling.original_context_length", header.context_length)
+    settings: dict[str, Any] = {"original_max_position_embeddings": original}
+    words = {"yarn_attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+    for key, name in words.items():
+        value = header.of_architecture(f"rope.scaling.{key}")
+        if value is not None:
+            settings[name] = shortest(value)
+    # Mistral's; llama.cpp takes mscale as 1 beside it (llama_context in llama-context.cpp).
+    log_multiplier = header.of_architecture("rope.scaling.yarn_log_multiplier", 0.0)
+    if log_multiplier:
+        settings |= {"mscale": 1.0, "mscale_all_dim": shortest(log_multiplier)}
+    return settings
+
+
+def layer_types(header: GgufHeader, layers: int, default_period: int) -> list[str]:
+    """Which layers attend to a sliding window only: the file's list or period, else all but the last of a period.
+
+    llama_model_base::load_swa_pattern and llama_hparams::set_swa_pattern of llama.cpp; a period of 0 is all of them.
+    Raises InputError when the list is of another length.
+    """
+    key = "attention.sliding_window_pattern"
+    period = header.of_architecture(key, default_period)
+    if isinstance(period, int):
+        flags = [period == 0 or (i + 1) % period != 0 for i in range(layers)]
+    else:
+        flags = [bool(flag) for flag in header.array(f"{header.architecture}.{key}")]
+    if len(flags) != layers:
+        raise InputError(
+            f"{header.path}: the sliding-window pattern has {len(flags)} entries for {layers} layers",
+            "download or export the file again",
+        )
+    return ["sliding_attention" if is_local else "full_attention" for is_local in flags]
 
 
 def generation_config(header: GgufHeader, stop_ids: list[int]) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""How far apart two models' next-token distributions are."""
+"""How far apart two models' next-token distributions are, and how much of a known change one of them shows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from amigo_local.weights.tensor_rows import Rows
+from amigo_local.weights.kernels import Rows
+
+_Wide = npt.NDArray[np.float64]
+_BLOCK_ELEMENTS = 1 << 20  # 8 MiB in float64
 
 
 class Divergence(msgspec.Struct, frozen=True):
@@ -19,38 +24,66 @@ class Divergence(msgspec.Struct, frozen=True):
     positions: int
 
 
-def _log_softmax(logits: Rows) -> npt.NDArray[np.float64]:
+class ChangeShare(msgspec.Struct, frozen=True):
+    """How much of a change is in a model: 1 all of it, 0 none. `error`: standard error over positions."""
+
+    share: float
+    error: float
+
+
+def _log_softmax(logits: Rows) -> _Wide:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    result: _Wide = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
     return result
 
 
-class DivergenceMeter:
-    """Adds up positions prompt by prompt."""
+def _blocks(*logits: Rows) -> Iterator[tuple[Rows, ...]]:
+    """The same positions of each, a few at a time, cut to the narrowest vocabulary.
 
-    def __init__(self) -> None:
-        self._values: list[float] = []
-        self._same = 0
+    A vocabulary is wider when the embedding has rows that no token has.
+    """
+    width = min(rows.shape[1] for rows in logits)
+    step = max(1, _BLOCK_ELEMENTS // width)
+    for start in range(0, len(logits[0]), step):
+        yield tuple(rows[start : start + step, :width] for rows in logits)
 
-    def add(self, reference: Rows, other: Rows) -> None:
-        """KL(reference || other) at each of (positions, vocabulary); the wider vocabulary is cut to the narrower.
 
-        A vocabulary is wider when the embedding has rows that no token has.
-        """
-        width = min(reference.shape[1], other.shape[1])
-        p, q = _log_softmax(reference[:, :width]), _log_softmax(other[:, :width])
-        self._values += [float(value) for value in (np.exp(p) * (p - q)).sum(axis=1)]
-        self._same += int(np.count_nonzero(p.argmax(axis=1) == q.argmax(axis=1)))
+def divergence(reference: Rows, other: Rows) -> Divergence:
+    """KL(reference || other) at each of (positions, vocabulary) logits.
 
-    def nearer_than(self, other: DivergenceMeter) -> float:
-        """Share of positions at which this meter's divergence is the smaller or equal one; both saw the same."""
-        pairs = list(zip(self._values, other._values, strict=True))
-        return sum(mine <= theirs for mine, theirs in pairs) / len(pairs) if pairs else 1.0
+    NaN stays NaN: a broken model must not look like a perfect one. So do no positions at all.
+    """
+    if not len(reference):
+        return Divergence(float("nan"), float("nan"), 0.0, 0)
+    values: list[float] = []
+    same = 0
+    for mine, theirs in _blocks(reference, other):
+        p, q = _log_softmax(mine), _log_softmax(theirs)
+        values += (np.exp(p) * (p - q)).sum(axis=1).tolist()
+        same += int(np.count_nonzero(p.argmax(axis=1) == q.argmax(axis=1)))
+    return Divergence(float(np.mean(values)), float(np.max(values)), same / len(values), len(values))
 
-    def result(self) -> Divergence:
-        """NaN stays NaN: a broken model must not look like a perfect one."""
-        count = len(self._values)
-        if not count:
-            return Divergence(float("nan"), float("nan"), 0.0, 0)
-        return Divergence(float(np.mean(self._values)), float(np.max(self._values)), self._same / count, count)
+
+def change_share(before: Rows, after: Rows, plain: Rows, changed: Rows) -> ChangeShare:
+    """How much of `after - before` is in `changed - plain`: the slope of the regression of one on the other.
+
+    Logits are compared as the Fisher information does it, by their covariance under the distribution `after`, so
+    that a constant added to all logits is nothing and unlikely tokens weigh little. Rounding noise, which has
+    nothing to do with the change, averages out over the vocabulary and the positions: the share shows a change far
+    below the noise, where divergences can't. NaN when there is no change.
+    """
+    both, alone = [], []
+    for rows in _blocks(before, after, plain, changed):
+        wide = [part.astype(np.float64) for part in rows]
+        weights = np.exp(_log_softmax(rows[1]))
+        expected, found = (each - (weights * each).sum(1, keepdims=True) for each in (wide[1] - wide[0], wide[3] - wide[2]))
+        both += (weights * expected * found).sum(1).tolist()
+        alone += (weights * expected * expected).sum(1).tolist()
+    total = sum(alone)
+    if not total > 0:
+        return ChangeShare(float("nan"), float("nan"))
+    share = sum(both) / total
+    # Of a ratio of sums: residuals against the slope.
+    error = float(np.sqrt(np.sum((np.array(both) - share * np.array(alone)) ** 2))) / total
+    return ChangeShare(share, error)

@@ -13,8 +13,13 @@ class GgmlType(NamedTuple):
     block_size: int
     block_bytes: int
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether several values share a scale, so that a row is whole blocks."""
+        return self.block_size > 1
 
-# enum ggml_type and type_traits in ggml.c; ids that llama.cpp removed (4, 5, 31-33, 36-38) are left out.
+
+# enum ggml_type in ggml.h and type_traits in ggml.c.
 GGML_TYPES = {
     kind.id: kind
     for kind in (
@@ -50,7 +55,21 @@ GGML_TYPES = {
         GgmlType(34, "TQ1_0", 256, 54),
         GgmlType(35, "TQ2_0", 256, 66),
         GgmlType(39, "MXFP4", 32, 17),
+        GgmlType(40, "NVFP4", 64, 36),
+        GgmlType(41, "Q1_0", 128, 18),
+        GgmlType(42, "Q2_0", 64, 18),
     )
+}
+# Ids in that enum that files may still hold and llama.cpp refuses.
+REMOVED_TYPES = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
 }
 TYPES_BY_NAME = {kind.name: kind for kind in GGML_TYPES.values()}
 
@@ -89,5 +108,8 @@ FILE_TYPES = {
     36: "TQ1_0",
     37: "TQ2_0",
     38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
 }
 FILE_TYPE_IDS = {name: number for number, name in FILE_TYPES.items()}

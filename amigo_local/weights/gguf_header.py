@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import mmap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,52 @@ import msgspec
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.shape import ModelShape
 from amigo_local.weights.ggml_types import FILE_TYPES
-from amigo_local.weights.gguf_cursor import HINT, MAX_KEY_BYTES, ArrayRef, Cursor, Scalar, TensorInfo, Value
+from amigo_local.weights.gguf_array import ArrayRef, FieldPlaces, Items, Scalar
+from amigo_local.weights.gguf_cursor import (
+    HINT,
+    MAX_FIELDS,
+    MAX_KEY_BYTES,
+    MAX_TENSORS,
+    Cursor,
+    Source,
+    TensorInfo,
+    Value,
+    described,
+    open_source,
+    shown,
+)
+from amigo_local.weights.gguf_split import SPLIT_KEYS, SplitPlace, join_parts, split_place
 
-__all__ = ["ArrayRef", "GgufHeader", "Scalar", "TensorInfo", "Value", "model_shape", "read_header"]
+__all__ = ["ArrayRef", "GgufHeader", "Items", "Scalar", "TensorInfo", "Value", "model_shape", "parse", "read_header"]
+
+_MAX_SIZE = (1 << 31) - 1  # of a dimension or count that llama.cpp reads into an int32_t or uint32_t
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_ALIGNMENT = 1 << 16  # the largest page of memory; usual is 32, and every tensor may be padded by as much
+_MAX_ARCHITECTURE_CHARACTERS = 64
+_NOT_A_LANGUAGE_MODEL = "give a language model's GGUF, not an adapter or a projector"
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
-    """What a GGUF file says about itself."""
+    """A model's metadata and tensors, of all its files. The metadata and its bytes are in the first file."""
 
     path: Path
+    """The first file."""
     version: int
     file_size: int
+    """Bytes of all files."""
     alignment: int
     data_offset: int
     metadata: dict[str, Value]
-    raw_fields: dict[str, tuple[int, int]]
+    """Without the `split.` keys, which tell of a file and not of the model."""
+    raw_fields: Mapping[str, tuple[int, int]]
     """Key -> the [start, end) bytes of its whole entry, to carry it over verbatim."""
     tensors: tuple[TensorInfo, ...]
+    files: tuple[Path, ...] = ()
+    """Where the tensors are, by TensorInfo.file; without any given, (path,)."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            msgspec.structs.force_setattr(self, "files", (self.path,))
 
     @property
     def architecture(self) -> str:
@@ -46,7 +75,7 @@ class GgufHeader(msgspec.Struct, frozen=True):
     @property
     def context_length(self) -> int | None:
         value = self.of_architecture("context_length")
-        return int(value) if isinstance(value, int) else None
+        return value if type(value) is int and 1 <= value <= _MAX_SIZE else None
 
     @property
     def chat_template(self) -> str | None:
@@ -57,7 +86,7 @@ class GgufHeader(msgspec.Struct, frozen=True):
     def quantization(self) -> str:
         """`Q4_K_M` as `general.file_type` states it, else the type that most bytes are in."""
         stated = self.metadata.get("general.file_type")
-        if isinstance(stated, int) and stated in FILE_TYPES:
+        if type(stated) is int and stated in FILE_TYPES:
             return FILE_TYPES[stated]
         totals: dict[str, int] = {}
         for tensor in self.tensors:
@@ -72,74 +101,116 @@ class GgufHeader(msgspec.Struct, frozen=True):
         raise InputError(f"{self.path}: has no tensor {name}", HINT)
 
     def of_architecture(self, key: str, default: Any = None) -> Any:
-        """The value of `<architecture>.<key>`."""
+        """The value of `<architecture>.<key>`, of whatever type the file gave it."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
-    def array(self, key: str) -> tuple[Scalar, ...]:
-        """A whole array; empty when there is none. Reads long ones from the file."""
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive whole number `<architecture>.<key>`; where it is one per layer, the largest.
+
+        Raises InputError naming the key when it is missing, without a default, or anything else.
+        """
+        value = self.of_architecture(key, default)
+        if isinstance(value, tuple | Items | ArrayRef):
+            value = max(self.array(f"{self.architecture}.{key}"), default=None)
+        if type(value) is not int or not 1 <= value <= _MAX_SIZE:
+            raise self._unfit(key, value, "a positive whole number", _NOT_A_LANGUAGE_MODEL)
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """A finite number `<architecture>.<key>` in the range of float32; raises InputError as `count` does."""
+        value = self.of_architecture(key, default)
+        if type(value) not in (int, float) or not abs(value) <= 3.4028235e38:
+            raise self._unfit(key, value, "a finite number", HINT)
+        return float(value)
+
+    def _unfit(self, key: str, value: object, expected: str, hint: str) -> InputError:
+        name = f"{shown(self.architecture)}.{key}"
+        return InputError(f"{self.path}: {name} is {described(value)}, expected {expected}", hint)
+
+    def array(self, key: str) -> Sequence[Scalar]:
+        """A whole array; empty when there is none, one item for a single value. Long ones are read from the file.
+
+        Raises InputError when the file is gone or another by now.
+        """
         value = self.metadata.get(key, ())
-        if not isinstance(value, ArrayRef):
-            return value if isinstance(value, tuple) else (value,)
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return Cursor(data, self.path, value.offset).items(value.item_type, value.count)
-
-
-def _open_error(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: can't be read: {error.strerror or error}", "check the path and its permissions")
+        if isinstance(value, ArrayRef):
+            with open_source(self.path) as source:
+                raw = source.read(value.offset, value.size)
+            return Items.decode(value.item_type, value.count, raw, f"{self.path}: {shown(key)}")
+        return value if isinstance(value, tuple | Items) else (value,)
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Parses GGUF v2 and v3 (ggml/docs/gguf.md); nothing is believed before it is checked against the file size.
+    """Parses GGUF v2 and v3 (ggml/docs/gguf.md); from any part of a split model, the whole model's header.
 
-    Raises InputError for anything that is no GGUF, truncated, hostile, big-endian or of an unknown version or type.
+    Nothing is believed before it is checked against the file's size: no header takes a second, or ten times its
+    file's bytes of memory.
+    Raises InputError for anything that is no GGUF, truncated, hostile, big-endian or of an unknown version or type,
+    and when a part is missing or of another model.
     """
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise InputError(f"{path}: not a GGUF file", "give a .gguf file or an Ollama tag")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(Cursor(data, path, 4))
-    except OSError as error:
-        raise _open_error(path, error) from error
+    header, place = _read_file(path)
+    if place.count > 1:
+        header = join_parts(header, place, _read_file)
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not 1 <= len(architecture) <= _MAX_ARCHITECTURE_CHARACTERS:
+        raise InputError(f"{header.path}: the GGUF doesn't say its general.architecture", HINT)
+    return header
 
 
-def _parse(cursor: Cursor) -> GgufHeader:
-    path = cursor.path
-    (version,) = cursor.unpack("I", "the version")
-    if version in (2 << 24, 3 << 24):
+def _read_file(path: Path) -> tuple[GgufHeader, SplitPlace]:
+    with open_source(path) as source:
+        return parse(source)
+
+
+def parse(source: Source) -> tuple[GgufHeader, SplitPlace]:
+    """One file's header, which needn't name an architecture where it is a later part."""
+    cursor, path = Cursor(source), source.path
+    if source.read(0, min(4, source.size)) != b"GGUF":
+        raise InputError(f"{path}: not a GGUF file", "give a .gguf file or an Ollama tag")
+    _, version = cursor.unpack("II", "the version")
+    if version in (1 << 24, 2 << 24, 3 << 24):
         raise InputError(f"{path}: big-endian GGUF, only little-endian is read", "take the little-endian file")
     if version not in (2, 3):
         raise InputError(f"{path}: GGUF version {version}, expected 2 or 3", HINT)
     tensor_count, field_count = cursor.unpack("QQ", "the header")
-    # The smallest field is 8 + 4 + 1 bytes, the smallest tensor entry 8 + 4 + 8 + 12.
-    cursor.need(13 * field_count + 32 * tensor_count, f"{field_count} fields and {tensor_count} tensors")
+    # The smallest field is 8 + 1 + 4 + 1 bytes, the smallest tensor entry 8 + 1 + 4 + 8 + 12.
+    cursor.need(14 * field_count + 33 * tensor_count, f"{field_count} fields and {tensor_count} tensors")
+    for count, most, what in ((field_count, MAX_FIELDS, "fields"), (tensor_count, MAX_TENSORS, "tensors")):
+        if count > most:
+            raise cursor.fail(f"{count} {what} are announced, more than {most} make no sense")
 
     metadata: dict[str, Value] = {}
-    raw_fields: dict[str, tuple[int, int]] = {}
+    raw_fields = FieldPlaces()
     for _ in range(field_count):
         start = cursor.position
-        key = cursor.text("a key", MAX_KEY_BYTES)
+        key = cursor.identifier("a key", MAX_KEY_BYTES)
         if key in metadata:
-            raise cursor.fail(f"key {key} is there twice")
+            raise cursor.fail(f"the key {shown(key)} is there twice")
         metadata[key] = cursor.value(key)
-        raw_fields[key] = (start, cursor.position)
-    if not isinstance(metadata.get("general.architecture"), str):
-        raise InputError(f"{path}: the GGUF doesn't say its general.architecture", HINT)
+        if key not in SPLIT_KEYS:
+            raw_fields.append(key, start, cursor.position)
+    place = split_place(path, metadata)
+    for key in SPLIT_KEYS:
+        metadata.pop(key, None)
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.fail(f"general.alignment is {alignment!r}, expected a power of two")
+    if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise cursor.fail(
+            f"general.alignment is {described(alignment)}, expected a power of two up to {_MAX_ALIGNMENT}"
+        )
 
-    entries = [cursor.tensor() for _ in range(tensor_count)]
+    tensors = [cursor.tensor() for _ in range(tensor_count)]
     data_offset = -(-cursor.position // alignment) * alignment
-    tensors = tuple(_placed(cursor, entry, data_offset, alignment) for entry in entries)
+    for i, tensor in enumerate(tensors):
+        tensors[i] = _placed(cursor, tensor, data_offset, alignment)
     _refuse_overlaps(cursor, tensors)
-    return GgufHeader(path, version, cursor.size, alignment, data_offset, metadata, raw_fields, tensors)
+    header = GgufHeader(path, version, cursor.size, alignment, data_offset, metadata, raw_fields, tuple(tensors))
+    return header, place
 
 
 def _placed(cursor: Cursor, entry: TensorInfo, data_offset: int, alignment: int) -> TensorInfo:
     tensor = msgspec.structs.replace(entry, offset=data_offset + entry.offset)
     if entry.offset % alignment:
-        raise cursor.fail(f"tensor {tensor.name} is not aligned to {alignment} bytes")
+        raise cursor.fail(f"tensor {tensor.name} lies at {entry.offset}, which is not aligned to {alignment} bytes")
     if tensor.offset + tensor.nbytes > cursor.size:
         raise InputError(
             f"{cursor.path}: truncated GGUF: tensor {tensor.name} ends at byte {tensor.offset + tensor.nbytes}, "
@@ -149,10 +220,10 @@ def _placed(cursor: Cursor, entry: TensorInfo, data_offset: int, alignment: int)
     return tensor
 
 
-def _refuse_overlaps(cursor: Cursor, tensors: tuple[TensorInfo, ...]) -> None:
-    names = {tensor.name for tensor in tensors}
-    if len(names) != len(tensors):
-        raise cursor.fail("a tensor name is there twice")
+def _refuse_overlaps(cursor: Cursor, tensors: list[TensorInfo]) -> None:
+    for name, following in itertools.pairwise(sorted(tensor.name for tensor in tensors)):
+        if name == following:
+            raise cursor.fail(f"the tensor {name} is there twice")
     in_file = sorted(tensors, key=lambda tensor: tensor.offset)
     for first, second in itertools.pairwise(in_file):
         if first.offset + first.nbytes > second.offset:
@@ -160,31 +231,20 @@ def _refuse_overlaps(cursor: Cursor, tensors: tuple[TensorInfo, ...]) -> None:
 
 
 def model_shape(header: GgufHeader) -> ModelShape:
-    """The dimensions of a decoder-only transformer. Raises InputError naming the key that is missing."""
-
-    def number(key: str, default: int | None = None) -> int:
-        value = header.of_architecture(key, default)
-        if isinstance(value, tuple) and value:
-            value = max(value)  # per-layer values: plan for the widest
-        if not isinstance(value, int) or value < 1:
-            raise InputError(
-                f"{header.path}: {header.architecture}.{key} is {value!r}, expected a positive whole number",
-                "give a language model's GGUF, not an adapter or a projector",
-            )
-        return value
-
+    """The dimensions of a decoder-only transformer. Raises InputError naming the key that is missing or absurd."""
     embedding = header.tensor("token_embd.weight")
-    heads = number("attention.head_count")
-    hidden = number("embedding_length")
+    heads, hidden, layers = (header.count(key) for key in ("attention.head_count", "embedding_length", "block_count"))
+    if layers > _MAX_LAYERS:
+        raise InputError(f"{header.path}: {layers} layers, llama.cpp takes at most {_MAX_LAYERS}", HINT)
     return ModelShape(
         architecture=header.architecture,
         hidden_size=hidden,
-        intermediate_size=number("feed_forward_length"),
-        layers=number("block_count"),
+        intermediate_size=header.count("feed_forward_length"),
+        layers=layers,
         heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        head_dim=number("attention.key_length", hidden // heads),
+        kv_heads=header.count("attention.head_count_kv", heads),
+        head_dim=header.count("attention.key_length", hidden // heads),
         vocabulary=embedding.dimensions[-1],
-        context_length=number("context_length"),
+        context_length=header.count("context_length"),
         tied_embeddings="output.weight" not in header.tensor_names,
     )

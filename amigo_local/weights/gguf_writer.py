@@ -1,20 +1,36 @@
-"""Writing a GGUF as a stream: metadata first, then tensors in order, with one chunk in memory."""
+"""Writing a GGUF as a stream: metadata and tensor table first, then tensors in order, one chunk in memory."""
 
 from __future__ import annotations
 
-import os
+import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from amigo_local.weights.ggml_types import GGML_TYPES
 from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
+from amigo_local.weights.kernels import Bytes
 
 _VERSION = 3
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9  # enum gguf_type
 _FORMATS = {UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?"}
+# A split file's own bookkeeping: what is written is one file.
+_NOT_CARRIED = "split."
+
+
+class PlannedTensor(NamedTuple):
+    """One row of the table to be written; dimensions in GGML order."""
+
+    name: str
+    dimensions: tuple[int, ...]
+    type_id: int
+
+    @property
+    def nbytes(self) -> int:
+        kind = GGML_TYPES[self.type_id]
+        return math.prod(self.dimensions) // kind.block_size * kind.block_bytes
 
 
 def _text(value: str) -> bytes:
@@ -40,7 +56,7 @@ def encode_field(key: str, value: Scalar | Sequence[Scalar]) -> bytes:
     if isinstance(value, bool | int | float | str):
         kind = _kind(value)
         return _text(key) + struct.pack("<I", kind) + _item(kind, value)
-    kind = _kind(value[0]) if value else STRING
+    kind = _kind(value[0]) if len(value) else STRING
     kind = INT32 if kind == UINT32 else kind
     head = _text(key) + struct.pack("<IIQ", ARRAY, kind, len(value))
     return head + b"".join(_item(kind, item) for item in value)
@@ -53,7 +69,7 @@ def carried_fields(header: GgufHeader, changed: Mapping[str, Value]) -> list[byt
         for key, (start, end) in header.raw_fields.items():
             if key in changed:
                 fields.append(_encode_value(key, changed[key]))
-            else:
+            elif not key.startswith(_NOT_CARRIED):
                 file.seek(start)
                 fields.append(file.read(end - start))
     fields += [_encode_value(key, value) for key, value in changed.items() if key not in header.raw_fields]
@@ -67,57 +83,37 @@ def _encode_value(key: str, value: Value) -> bytes:
 
 
 class GgufWriter:
-    """Tensors get their types as they come: `begin`, `write`…, `finish`; the table is completed at the end.
+    """`with GgufWriter(...) as writer:` then `write` the planned tensors' bytes, in order, in pieces of any size.
 
-    Leaves the file without a valid table when the body raises: write under a `.partial` name.
+    Leaves an incomplete file when the body raises: write under a `.partial` name.
     """
 
     def __init__(
-        self, path: Path, fields: Sequence[bytes], tensors: Sequence[tuple[str, tuple[int, ...]]], alignment: int
+        self, path: Path, fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment: int = 32
     ) -> None:
-        """`tensors`: (name, dimensions in GGML order), in the order in which they will be written."""
-        self._fields, self._planned, self._alignment = fields, tensors, alignment
-        self._placed: list[tuple[int, int]] = []
-        self._file: BinaryIO = path.open("wb")
-        self._file.write(self._header())
-        self._data_offset = self._start = self._file.tell()
-        self._expected = 0
+        self._tensors, self._alignment = tensors, alignment
+        self._head = _header(fields, tensors, alignment)
+        self._index = 0
+        self._left = tensors[0].nbytes if tensors else 0
+        self._file: BinaryIO = path.open("wb", buffering=0)
+        self._write(self._head)
 
-    def _header(self) -> bytes:
-        """Types and offsets of tensors that aren't written yet are zero; the length never changes."""
-        head = bytearray(b"GGUF" + struct.pack("<IQQ", _VERSION, len(self._planned), len(self._fields)))
-        head += b"".join(self._fields)
-        for i, (name, dimensions) in enumerate(self._planned):
-            type_id, offset = self._placed[i] if i < len(self._placed) else (0, 0)
-            rank = len(dimensions)
-            head += _text(name) + struct.pack(f"<I{rank}QIQ", rank, *dimensions, type_id, offset)
-        return bytes(head) + bytes(-len(head) % self._alignment)
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]  # one call to the system writes at most 2 GiB
 
-    def begin(self, name: str, type_id: int) -> None:
-        """Starts the next tensor, or the unfinished one again in another type."""
-        planned, dimensions = self._planned[len(self._placed)]
-        if planned != name:
-            raise AssertionError(f"{name} written in the place of {planned}")
-        self._file.seek(self._start)
-        self._file.truncate()
-        self._type = type_id
-        elements = 1
-        for dimension in dimensions:
-            elements *= dimension
-        kind = GGML_TYPES[type_id]
-        self._expected = elements // kind.block_size * kind.block_bytes
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-
-    def finish(self) -> None:
-        """Ends the tensor and pads to the alignment."""
-        written = self._file.tell() - self._start
-        if written != self._expected:
-            raise AssertionError(f"{self._planned[len(self._placed)][0]}: {written} bytes, expected {self._expected}")
-        self._placed.append((self._type, self._start - self._data_offset))
-        self._file.write(bytes(-written % self._alignment))
-        self._start = self._file.tell()
+    def write(self, name: str, data: Bytes) -> None:
+        """The next bytes of tensor `name`, whose turn it must be."""
+        planned = self._tensors[self._index] if self._index < len(self._tensors) else None
+        if planned is None or planned.name != name or data.nbytes > self._left:
+            raise AssertionError(f"{data.nbytes} bytes of {name} written out of their planned turn")
+        self._write(data.reshape(-1).data)
+        self._left -= data.nbytes
+        if not self._left:
+            self._write(bytes(-planned.nbytes % self._alignment))
+            self._index += 1
+            self._left = self._tensors[self._index].nbytes if self._index < len(self._tensors) else 0
 
     def __enter__(self) -> Self:
         return self
@@ -125,12 +121,25 @@ class GgufWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            if kind is not None:
-                return
-            if len(self._placed) != len(self._planned):
-                raise AssertionError("the GGUF ended before its plan")
-            self._file.seek(0)
-            self._file.write(self._header())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is None and self._index != len(self._tensors):
+            raise AssertionError("the GGUF ended before its plan")
+
+
+def _header(fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment: int) -> bytes:
+    """Everything before the data (ggml/docs/gguf.md); offsets count from the data's start."""
+    parts = [b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(fields)), *fields]
+    offset = 0
+    for tensor in tensors:
+        rank = len(tensor.dimensions)
+        parts.append(_text(tensor.name) + struct.pack(f"<I{rank}QIQ", rank, *tensor.dimensions, tensor.type_id, offset))
+        offset += -(-tensor.nbytes // alignment) * alignment
+    length = sum(map(len, parts))
+    parts.append(bytes(-length % alignment))
+    return b"".join(parts)
+
+
+def file_bytes(fields: Iterable[bytes], tensors: Sequence[PlannedTensor], alignment: int = 32) -> int:
+    """Size of the file that a writer with this plan makes."""
+    padded = sum(-(-tensor.nbytes // alignment) * alignment for tensor in tensors)
+    return len(_header(list(fields), tensors, alignment)) + padded

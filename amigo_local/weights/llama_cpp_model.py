@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,8 @@ import llama_cpp
 import numpy as np
 
 from amigo_local.domain.errors import AmigoError
-from amigo_local.weights.tensor_rows import Rows
+from amigo_local.weights.kernels import Rows
+from amigo_local.weights.probe import Probe
 
 MAX_CONTEXT_TOKENS = 256
 _GGML_TYPE_F32 = 0
@@ -67,6 +69,7 @@ class LlamaCppModel:
             settings = llama_cpp.llama_model_default_params()
             settings.n_gpu_layers = 0  # the reference is the CPU's arithmetic
             settings.vocab_only = vocabulary_only
+            settings.use_extra_bufts = False  # weights stay in the mapped file, not repacked into memory
             self._context = None
             self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
             if not self._model:
@@ -92,25 +95,37 @@ class LlamaCppModel:
             raise AmigoError(f"{path}: llama.cpp can't make a context: {log.first_error}", "free some memory")
         return context
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids as the server would feed them: BOS and EOS as the model wants, special tokens in the text parsed."""
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Ids as the server would feed them: special tokens in the text parsed, BOS and EOS as the model wants.
+
+        `add_special` False leaves BOS and EOS out, for a text that a chat template made.
+        """
         data = text.encode()
         room = (llama_cpp.llama_token * (len(data) + 8))()
-        count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), room, len(room), True, True)
+        count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), room, len(room), add_special, True)
         if count < 0:
             raise AmigoError(f"llama.cpp can't tokenize {text[:40]!r}")
         return list(room[:count])
 
-    def logits(self, tokens: list[int]) -> Rows:
-        """(len(tokens), vocabulary) float32: the next-token logits after every token."""
-        assert self._context is not None and len(tokens) <= MAX_CONTEXT_TOKENS
-        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    def logits(self, probes: Sequence[Probe]) -> Rows:
+        """(positions of all probes, vocabulary) float32: the next-token logits after each position."""
+        rows = np.empty((sum(len(probe.positions) for probe in probes), self.vocabulary_size), np.float32)
+        done = 0
+        for probe in probes:
+            rows[done : done + len(probe.positions)] = self._evaluate(probe)
+            done += len(probe.positions)
+        return rows
+
+    def _evaluate(self, probe: Probe) -> Rows:
+        assert self._context is not None and len(probe.tokens) <= MAX_CONTEXT_TOKENS
+        wanted = set(probe.positions)
+        batch = llama_cpp.llama_batch_init(len(probe.tokens), 0, 1)
         try:
-            batch.n_tokens = len(tokens)
-            for i, token in enumerate(tokens):
+            batch.n_tokens = len(probe.tokens)
+            for i, token in enumerate(probe.tokens):
                 batch.token[i], batch.pos[i] = token, i
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = 1
+                batch.logits[i] = i in wanted
             with QuietLog() as log:
                 llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
                 status = llama_cpp.llama_decode(self._context, batch)
@@ -118,8 +133,10 @@ class LlamaCppModel:
                 raise AmigoError(f"llama.cpp failed to evaluate a prompt ({status}): {log.first_error}")
         finally:
             llama_cpp.llama_batch_free(batch)
+        # Only the wanted positions' rows are there, one after the other.
         pointer = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (len(tokens), self.vocabulary_size)).copy()
+        found: Rows = np.ctypeslib.as_array(pointer, (len(wanted), self.vocabulary_size))
+        return found
 
     def close(self) -> None:
         if self._context is not None:

@@ -16,7 +16,9 @@ import numpy as np
 
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.units import GIB
-from amigo_local.weights.tensor_rows import CHUNK_ELEMENTS, Rows, to_bytes
+from amigo_local.weights.ggml_types import TYPES_BY_NAME
+from amigo_local.weights.kernels import Rows, load_kernels
+from amigo_local.weights.tensor_rows import CHUNK_ELEMENTS, to_bytes
 
 SHARD_BYTES = 2 * GIB
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -48,21 +50,26 @@ class StoredTensor(msgspec.Struct, frozen=True):
     def rows(self, start: int, stop: int) -> Rows:
         """Rows [start, stop) as (rows, row length) float32; a vector is one row."""
         width = self.row_length * _ITEM_BYTES[self.dtype]
-        with self.path.open("rb") as file:
-            file.seek(self.offset + start * width)
-            raw = file.read((stop - start) * width)
-        if len(raw) != (stop - start) * width:
-            raise InputError(f"{self.path}: became shorter while it was read", "don't change it meanwhile")
-        if self.dtype == "BF16":
-            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            values = np.frombuffer(raw, "<f4" if self.dtype == "F32" else "<f2").astype(np.float32)
+        raw = np.frombuffer(self._read(start * width, (stop - start) * width), np.uint8)
+        values = load_kernels().dequantize(TYPES_BY_NAME[self.dtype].id, raw, (stop - start) * self.row_length)
         return values.reshape(stop - start, self.row_length)
 
-    def chunks(self) -> Iterator[tuple[int, Rows]]:
-        """(first row, rows) over the whole tensor."""
+    def _read(self, first: int, count: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.offset + first)
+            raw = file.read(count)
+        if len(raw) != count:
+            raise InputError(f"{self.path}: became shorter while it was read", "don't change it meanwhile")
+        return raw
+
+    def read_bytes(self) -> bytes:
+        """The whole tensor as it is in the file."""
+        return self._read(0, self.nbytes)
+
+    def chunks(self, multiple_of: int = 1) -> Iterator[tuple[int, Rows]]:
+        """(first row, rows) over the whole tensor, each chunk but the last a multiple of so many rows."""
         total = self.elements // self.row_length
-        step = max(1, CHUNK_ELEMENTS // self.row_length)
+        step = max(1, CHUNK_ELEMENTS // self.row_length // multiple_of) * multiple_of
         for start in range(0, total, step):
             yield start, self.rows(start, min(start + step, total))
 
@@ -175,11 +182,11 @@ class CheckpointWriter:
         data = to_bytes(rows, tensor.dtype)
         if not self._left:
             self._open_next()
-        if tensor.name != next(iter(self._left)) or len(data) > self._left[tensor.name]:
+        if tensor.name != next(iter(self._left)) or data.nbytes > self._left[tensor.name]:
             raise AssertionError(f"{tensor.name} written out of its planned turn")
         assert self._file is not None
-        self._file.write(data)
-        self._left[tensor.name] -= len(data)
+        self._file.write(data.data)
+        self._left[tensor.name] -= data.nbytes
         if not self._left[tensor.name]:
             del self._left[tensor.name]
 

@@ -1,34 +1,56 @@
-"""Rows of a GGUF's tensors as float32, read from the file a few at a time."""
+"""Rows of a GGUF's tensors as float32, read from the file a few at a time and decoded by ggml's kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
-import gguf
 import numpy as np
-import numpy.typing as npt
 
-from amigo_local.domain.errors import InputError
+from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.domain.recipe import Dtype
+from amigo_local.weights.ggml_types import TYPES_BY_NAME
 from amigo_local.weights.gguf_header import GgufHeader, TensorInfo
+from amigo_local.weights.kernels import Bytes, Rows, load_kernels
+from amigo_local.weights.rotary_order import to_checkpoint_rows
 
-Rows = npt.NDArray[np.float32]
-"""(rows, row length) float32."""
-Bytes = npt.NDArray[np.uint8]
+__all__ = ["Bytes", "Rows", "TensorFile", "count_nonfinite", "nonfinite_error", "read_vector", "to_bytes"]
 
-CHUNK_ELEMENTS = 4 << 20  # 16 MiB of float32; gguf-py needs a few times that for its intermediates
+CHUNK_ELEMENTS = 4 << 20  # 16 MiB of float32: beyond the caches, so that larger ones are no faster
 COPY_BYTES = 16 << 20
 F16_MAX = 65504.0  # largest finite half-precision number
 
 
 class TensorFile:
-    """An open GGUF from which rows are read; holds one chunk in memory, never a tensor."""
+    """An open GGUF, all parts of a split one, from which rows are read.
 
-    def __init__(self, header: GgufHeader) -> None:
+    Holds two chunks in memory, never a tensor: the next one is read while the caller works on this one. Reads go
+    through file descriptors rather than a memory map, so that a file cut short meanwhile is an error and no SIGBUS;
+    a file deleted meanwhile stays readable to the end (docs/measurements.md compares the two).
+    """
+
+    def __init__(self, header: GgufHeader, *, allow_nonfinite: bool = False) -> None:
+        """With `allow_nonfinite` NaN and infinity pass, counted by tensor in `nonfinite`; else InputError."""
         self.header = header
-        self._file = header.path.open("rb")
+        self.nonfinite: dict[str, int] = {}
+        self._allow_nonfinite = allow_nonfinite
+        self._kernels = load_kernels()
+        self._files: dict[Path, BinaryIO] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="gguf-reader")
+        for path in getattr(header, 'files', (header.path,)):
+            try:
+                self._files[path] = path.open("rb", buffering=0)
+            except OSError as error:
+                self.close()
+                raise InputError(f"{path}: can't be read: {error.strerror or error}", "check the file") from error
+
+    def close(self) -> None:
+        self._reader.shutdown()
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -36,41 +58,112 @@ class TensorFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
 
-    def _read(self, offset: int, count: int) -> Bytes:
-        self._file.seek(offset)
-        raw = np.fromfile(self._file, np.uint8, count)
-        if raw.size != count:
-            raise InputError(f"{self.header.path}: became shorter while it was read", "don't change it meanwhile")
-        return raw
+    def _read(self, tensor: TensorInfo, first: int, count: int) -> Bytes:
+        """Bytes [first, first + count) of the tensor's data; only the reader's thread moves the file's position."""
+        path = getattr(self.header, 'files', (self.header.path,))[getattr(tensor, 'file', 0)]
+        file = self._files[path]
+        data = np.empty(count, np.uint8)
+        view = memoryview(data)
+        try:
+            file.seek(tensor.offset + first)
+            while view and (got := file.readinto(view)):  # type: ignore[attr-defined]  # FileIO has it
+                view = view[got:]
+        except OSError as error:
+            raise AmigoError(f"{path}: can't be read: {error.strerror or error}", "check the disk") from error
+        if view:
+            raise InputError(
+                f"{path}: became shorter while it was read, at tensor {tensor.name}",
+                "pull or copy the model again, and don't change it meanwhile",
+            )
+        return data
+
+    def _pieces(self, tensor: TensorInfo, step: int) -> Iterator[Bytes]:
+        """The tensor's bytes, `step` at a time, each read while the one before is being used."""
+        starts = iter(range(0, tensor.nbytes, step))
+
+        def read(start: int) -> Bytes:
+            return self._read(tensor, start, min(step, tensor.nbytes - start))
+
+        coming = self._reader.submit(read, next(starts))
+        for start in starts:
+            piece, coming = coming.result(), self._reader.submit(read, start)
+            yield piece
+        yield coming.result()
+
+    def raw(self, tensor: TensorInfo) -> Iterator[Bytes]:
+        """The tensor's bytes as they are in the file, in pieces of whole rows."""
+        width = _row_bytes(tensor)
+        return self._pieces(tensor, max(1, COPY_BYTES // width) * width)
 
     def rows(self, tensor: TensorInfo, start: int, stop: int) -> Rows:
         """Rows [start, stop) dequantized; a vector is one row."""
-        kind = tensor.type
-        row_length = tensor.dimensions[0]
-        row_bytes = row_length // kind.block_size * kind.block_bytes
-        raw = self._read(tensor.offset + start * row_bytes, (stop - start) * row_bytes)
-        try:
-            values = gguf.quants.dequantize(raw.reshape(stop - start, row_bytes), gguf.GGMLQuantizationType(kind.id))
-        except NotImplementedError as error:
+        width = _row_bytes(tensor)
+        raw = self._reader.submit(self._read, tensor, start * width, (stop - start) * width).result()
+        rows = self._decode(tensor, raw, None)
+        self._look_for_nonfinite(tensor, rows)
+        return rows
+
+    def chunks(
+        self, tensor: TensorInfo, multiple_of: int = 1, *, unpermute: int | None = None
+    ) -> Iterator[tuple[int, Rows]]:
+        """(first row, rows) over the whole tensor, each chunk but the last a multiple of so many rows.
+
+        With `unpermute`, a head's size of which `multiple_of` is a multiple, query or key rows come in the
+        checkpoint's order: quantized rows are moved, which are an eighth of the decoded ones.
+        """
+        step = max(1, CHUNK_ELEMENTS // tensor.dimensions[0] // multiple_of) * multiple_of
+        start = found = 0
+        for raw in self._pieces(tensor, step * _row_bytes(tensor)):
+            rows = self._decode(tensor, raw, unpermute)
+            count = count_nonfinite(rows)
+            found += count
+            if count and self._allow_nonfinite:
+                self.nonfinite[tensor.name] = found
+            if not found or self._allow_nonfinite:
+                yield start, rows
+            start += len(rows)
+        if found and not self._allow_nonfinite:
+            raise nonfinite_error(getattr(self.header, 'files', (self.header.path,))[getattr(tensor, 'file', 0)], tensor.name, found)
+
+    def _decode(self, tensor: TensorInfo, raw: Bytes, unpermute: int | None) -> Rows:
+        kind, length, width = tensor.type, tensor.dimensions[0], _row_bytes(tensor)
+        if not self._kernels.can_dequantize(kind.id):
             raise InputError(
                 f"{self.header.path}: tensor {tensor.name} of type {kind.name} can't be dequantized",
                 "take another quantization of this model",
-            ) from error
-        return np.ascontiguousarray(values, dtype=np.float32).reshape(stop - start, row_length)
+            )
+        if unpermute is not None:
+            raw = np.ascontiguousarray(to_checkpoint_rows(raw.reshape(-1, width), unpermute))
+        count = raw.size // width
+        return self._kernels.dequantize(kind.id, raw, count * length).reshape(count, length)
 
-    def chunks(self, tensor: TensorInfo, multiple_of: int = 1) -> Iterator[tuple[int, Rows]]:
-        """(first row, rows) over the whole tensor, each chunk but the last a multiple of so many rows."""
-        total = tensor.elements // tensor.dimensions[0]
-        step = max(1, CHUNK_ELEMENTS // tensor.dimensions[0] // multiple_of) * multiple_of
-        for start in range(0, total, step):
-            yield start, self.rows(tensor, start, min(start + step, total))
+    def _look_for_nonfinite(self, tensor: TensorInfo, rows: Rows) -> None:
+        if count := count_nonfinite(rows):
+            if not self._allow_nonfinite:
+                raise nonfinite_error(getattr(self.header, 'files', (self.header.path,))[getattr(tensor, 'file', 0)], tensor.name, count)
+            self.nonfinite[tensor.name] = count
 
-    def raw(self, tensor: TensorInfo) -> Iterator[Bytes]:
-        """The tensor's bytes as they are in the file, piece by piece."""
-        for start in range(0, tensor.nbytes, COPY_BYTES):
-            yield self._read(tensor.offset + start, min(COPY_BYTES, tensor.nbytes - start))
+
+def _row_bytes(tensor: TensorInfo) -> int:
+    return tensor.dimensions[0] // tensor.type.block_size * tensor.type.block_bytes
+
+
+def count_nonfinite(rows: Rows) -> int:
+    """How many values are NaN or infinite."""
+    flat = rows.reshape(-1)
+    # One pass without a temporary; a sum of squares overflows to infinity only where the values are worth counting.
+    if np.isfinite(np.dot(flat, flat)):
+        return 0
+    return int(flat.size - np.count_nonzero(np.isfinite(flat)))
+
+
+def nonfinite_error(path: Path, name: str, count: int) -> InputError:
+    return InputError(
+        f"{path}: tensor {name} holds {count} values that are NaN or infinite",
+        "pull or download the model again; --allow-nonfinite takes it as it is",
+    )
 
 
 def read_vector(header: GgufHeader, name: str) -> Rows:
@@ -80,13 +173,7 @@ def read_vector(header: GgufHeader, name: str) -> Rows:
         return file.rows(tensor, 0, tensor.elements // tensor.dimensions[0]).reshape(-1)
 
 
-def to_bytes(values: Rows, dtype: Dtype | str) -> bytes:
-    """Little-endian bytes in f32, f16 or bf16, rounded to nearest even."""
-    kind = dtype.upper()
-    if kind == "F32":
-        return values.astype("<f4", copy=False).tobytes()
-    if kind == "F16":
-        with np.errstate(over="ignore"):  # callers check what overflowed
-            return values.astype("<f2").tobytes()
-    encoded: bytes = gguf.quants.quantize(values, gguf.GGMLQuantizationType.BF16).tobytes()
-    return encoded
+def to_bytes(values: Rows, dtype: Dtype | str) -> Bytes:
+    """Little-endian f32, f16 or bf16, rounded to nearest even; what a half can't hold becomes infinite."""
+    flat = values.reshape(1, -1)
+    return load_kernels().quantize(TYPES_BY_NAME[dtype.upper()].id, flat).reshape(-1)

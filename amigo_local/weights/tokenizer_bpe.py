@@ -7,6 +7,7 @@ from typing import Any
 from amigo_local.domain.errors import InputError
 from amigo_local.weights.checkpoint_config import token_id
 from amigo_local.weights.gguf_header import GgufHeader
+from amigo_local.weights.tokenizer_json import TokenizerJson
 from amigo_local.weights.vocabulary import CONTROL, UNUSED, USER_DEFINED, Vocabulary
 
 # The regular expressions of llama_vocab's pre-tokenizers (llm_tokenizer_bpe in llama-vocab.cpp), as Hugging Face
@@ -57,8 +58,8 @@ def byte_alphabet() -> set[str]:
     return {chr(code) for code in printable} | {chr(256 + i) for i in range(256 - len(printable))}
 
 
-def bpe_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> dict[str, Any]:
-    """tokenizer.json. Raises InputError, naming it, for a pre-tokenizer that isn't in the table."""
+def bpe_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> TokenizerJson:
+    """Raises InputError, naming it, for a pre-tokenizer that isn't in the table."""
     patterns = PRE_TOKENIZERS.get(vocabulary.pre)
     if patterns is None:
         raise InputError(
@@ -77,11 +78,11 @@ def bpe_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> dict[str, Any]:
     post_processor = _byte_level()
     if framing is not None:
         post_processor = {"type": "Sequence", "processors": [_byte_level(), framing]}
-    return {
+    frame = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": vocabulary.added_tokens(),
+        "added_tokens": vocabulary.added_tokens(CONTROL, USER_DEFINED),
         "normalizer": None,
         "pre_tokenizer": _pre_tokenizer(patterns),
         "post_processor": post_processor,
@@ -95,7 +96,11 @@ def bpe_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": vocabulary.pre in _IGNORING_MERGES,
-            "vocab": vocab,
-            "merges": [merge.split(" ") for merge in vocabulary.merges],
         },
     }
+    return TokenizerJson(frame, vocab.items(), map(_parts, vocabulary.merges))
+
+
+def _parts(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right

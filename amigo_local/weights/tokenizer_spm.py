@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Callable
+from array import array
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from amigo_local.weights.checkpoint_config import token_id
 from amigo_local.weights.gguf_header import GgufHeader
-from amigo_local.weights.vocabulary import BYTE, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from amigo_local.weights.tokenizer_json import TokenizerJson
+from amigo_local.weights.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 _UNKNOWN_BY_DEFAULT = 0  # llama.cpp's default id for <unk> in this tokenizer
+_BATCH = 8192
+
+Ids = npt.NDArray[np.int32]
 
 
 def _is_gemma(header: GgufHeader) -> bool:
     return header.architecture.startswith("gemma")
 
 
-def _adds_prefix(header: GgufHeader) -> bool:
+def adds_prefix(header: GgufHeader) -> bool:
+    """Whether a space is put before the text."""
     return bool(header.metadata.get("tokenizer.ggml.add_space_prefix", not _is_gemma(header)))
 
 
@@ -26,34 +36,49 @@ def _unknown(header: GgufHeader) -> int:
     return _UNKNOWN_BY_DEFAULT if number is None else number
 
 
-def merges(vocab: dict[str, int], rank: Callable[[str], float]) -> list[list[str]]:
-    """Every way to join two pieces into a third, best rank of the result first, then by the ids of the parts.
+def merges(vocab: dict[str, int], types: bytes, order: npt.NDArray[Any]) -> tuple[Ids, Ids]:
+    """(left, right) ids of every way to join two pieces into a third, the third with the least `order` first.
 
-    The rule of transformers' SentencePieceExtractor, so that BPE with these merges equals sentencepiece's greedy
-    joining by score.
+    `order` is indexed by id. Ways to the same piece go by the ids of their parts. The rule of transformers'
+    SentencePieceExtractor, so that BPE with these merges equals sentencepiece's greedy joining by score.
     """
-    found: list[tuple[float, int, str, str]] = []
-    for piece in vocab:
-        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        known = [(left, right) for left, right in splits if left in vocab and right in vocab]
-        known.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-        order = rank(piece)
-        found += [(order, place, left, right) for place, (left, right) in enumerate(known)]
-    found.sort(key=lambda entry: entry[:2])
-    return [[left, right] for _, _, left, right in found]
+    found = array("i")  # whole, left, right, whole, ...
+    find, add = vocab.get, found.extend
+    for piece, whole in vocab.items():
+        for cut in range(1, len(piece)):
+            left = find(piece[:cut])
+            if left is not None:
+                right = find(piece[cut:])
+                if right is not None:
+                    add((whole, left, right))
+    table = np.frombuffer(found, np.int32).reshape(-1, 3)
+    table = table[(np.frombuffer(types, np.uint8)[table] != BYTE).all(axis=1)]
+    table = table[np.lexsort(table.T[::-1])]
+    wholes = table[:, 0]
+    places = np.arange(len(table), dtype=np.int32)
+    starts = np.concatenate(([True], wholes[1:] != wholes[:-1])) if len(table) else np.zeros(0, bool)
+    places -= np.maximum.accumulate(np.where(starts, places, 0))
+    table = table[np.lexsort((places, order[wholes]))]
+    return table[:, 1], table[:, 2]
 
 
-def spm_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> dict[str, Any]:
-    """tokenizer.json: BPE over ▁-spelled text with bytes as the fallback."""
+def _texts(vocabulary: Vocabulary, lefts: Ids, rights: Ids) -> Iterator[tuple[str, str]]:
+    tokens = vocabulary.tokens
+    for start in range(0, len(lefts), _BATCH):  # whole lists of Python integers would take 40 MB
+        pair = lefts[start : start + _BATCH].tolist(), rights[start : start + _BATCH].tolist()
+        yield from ((tokens[left], tokens[right]) for left, right in zip(*pair, strict=True))
+
+
+def spm_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> TokenizerJson:
+    """BPE over ▁-spelled text with bytes as the fallback."""
     tokens, types = vocabulary.tokens, vocabulary.types
     vocab = {text: number for number, text in enumerate(tokens) if types[number] != UNUSED}
-    joinable = {text: number for text, number in vocab.items() if types[number] != BYTE}
     # Gemma's scores run with its ids; elsewhere the score decides.
-    rank: Callable[[str], float] = vocab.__getitem__
+    order: npt.NDArray[Any] = np.arange(len(tokens), dtype=np.int32)
     if not _is_gemma(header):
-        rank = lambda piece: -vocabulary.scores[vocab[piece]]  # noqa: E731 - one of two ranks
+        order = -np.frombuffer(vocabulary.scores, np.float32)
     to_spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prefix = _adds_prefix(header)
+    prefix = adds_prefix(header)
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -61,11 +86,11 @@ def spm_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> dict[str, Any]:
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {
+    frame = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": vocabulary.added_tokens(),
+        "added_tokens": vocabulary.added_tokens(UNKNOWN, CONTROL, USER_DEFINED),
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, to_spaces]}
         if prefix
         else to_spaces,
@@ -81,12 +106,12 @@ def spm_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": vocab,
-            "merges": merges(joinable, rank),
         },
     }
+    return TokenizerJson(frame, vocab.items(), _texts(vocabulary, *merges(vocab, types, order)))
 
 
+@functools.lru_cache(4096)
 def _varint(value: int) -> bytes:
     value &= (1 << 64) - 1  # protobuf writes negative int32 as 64 bits
     out = bytearray()
@@ -104,19 +129,24 @@ def _message(number: int, body: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(body)) + body
 
 
-def spm_model_file(header: GgufHeader, vocabulary: Vocabulary) -> bytes:
-    """tokenizer.model: sentencepiece_model.proto with pieces, trainer spec and normalizer spec."""
+def spm_model_file(header: GgufHeader, vocabulary: Vocabulary) -> Iterator[bytes]:
+    """tokenizer.model in parts: sentencepiece_model.proto with pieces, trainer spec and normalizer spec."""
     unknown = _unknown(header)
-    pieces = bytearray()
+    score = struct.Struct("<Bf").pack  # field 2, 32 bits
+    kinds = [_field(3, kind) for kind in range(BYTE + 1)]
+    kinds[NORMAL] = b""
     count = 0
+    pieces: list[bytes] = []
     for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind == UNUSED and text.startswith("[PAD"):
             break  # the converter's filling, which the model file never had
-        kind = UNKNOWN if number == unknown else kind
-        spelled = text.replace(" ", SPACE) if kind == USER_DEFINED else text
-        body = _message(1, spelled.encode()) + b"\x15" + struct.pack("<f", vocabulary.scores[number])
-        pieces += _message(1, body if kind == NORMAL else body + _field(3, kind))
+        of_kind = kinds[UNKNOWN if number == unknown else kind]
+        pieces.append(_message(1, _message(1, text.encode()) + score(0x15, vocabulary.scores[number]) + of_kind))
         count += 1
+        if len(pieces) == _BATCH:
+            yield b"".join(pieces)
+            pieces.clear()
+    yield b"".join(pieces)
 
     def stated(which: str) -> int:
         number = token_id(header, which)
@@ -125,6 +155,6 @@ def spm_model_file(header: GgufHeader, vocabulary: Vocabulary) -> bytes:
     bpe, byte_fallback = _field(3, 2), _field(35, 1)
     ids = _field(40, unknown) + _field(41, stated("bos")) + _field(42, stated("eos")) + _field(43, stated("padding"))
     trainer = bpe + _field(4, count) + byte_fallback + ids
-    dummy_prefix, keep_spaces, escape_spaces = _field(3, int(_adds_prefix(header))), _field(4, 0), _field(5, 1)
+    dummy_prefix, keep_spaces, escape_spaces = _field(3, int(adds_prefix(header))), _field(4, 0), _field(5, 1)
     normalizer = _message(1, b"identity") + dummy_prefix + keep_spaces + escape_spaces
-    return bytes(pieces) + _message(2, trainer) + _message(3, normalizer)
+    yield _message(2, trainer) + _message(3, normalizer)

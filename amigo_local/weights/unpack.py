@@ -15,6 +15,7 @@ from amigo_local.domain.events import Emit, Note, Progress
 from amigo_local.domain.recipe import Dtype
 from amigo_local.weights.architecture import MappedTensor, architecture_of, map_tensors
 from amigo_local.weights.checkpoint_config import TORCH_DTYPES, generation_config
+from amigo_local.weights.disk_space import disk_full_is_an_error
 from amigo_local.weights.gguf_header import GgufHeader, read_header
 from amigo_local.weights.language_model import needs_copy
 from amigo_local.weights.rotary_order import to_checkpoint_rows
@@ -33,17 +34,57 @@ def unpack_disk_needed(header: GgufHeader, dtype: Dtype) -> int:
     return weights + _TOKENIZER_BYTES + (header.file_size if needs_copy(header) else 0)
 
 
+def advised_dtype(header: GgufHeader) -> Dtype:
+    """What loses least of this file in a checkpoint (docs/measurements.md has the figures).
+
+    The file's own type where it isn't quantized. A quantized one: float16, whose 10 bits of fraction hold nearly all
+    of what blocks of 2 to 8 bits say, where bfloat16's 7 round it again; bfloat16 for families whose activations
+    leave float16's range, since a checkpoint's dtype is what others will compute in.
+    """
+    bits: dict[str, int] = {}
+    for tensor in header.tensors:
+        if len(tensor.dimensions) > 1:
+            bits[tensor.type_name] = bits.get(tensor.type_name, 0) + tensor.nbytes
+    main = max(bits, key=lambda name: bits[name], default="F32")
+    plain: dict[str, Dtype] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+    return plain.get(main, "bf16" if architecture_of(header).overflows_float16 else "f16")
+
+
 def unpack(
-    gguf_path: Path, out_dir: Path, dtype: Dtype, emit: Emit, shard_bytes: int = SHARD_BYTES
+    gguf_path: Path,
+    out_dir: Path,
+    dtype: Dtype | None,
+    emit: Emit,
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    allow_nonfinite: bool = False,
 ) -> dict[str, Figure]:
     """Writes a checkpoint into `out_dir`, which the caller makes final; holds one chunk of a tensor in memory.
 
-    Returns counts: tensors, parameters, shards, bytes of weights, skipped tensors.
-    Raises InputError for an architecture, tokenizer or tensor that isn't supported.
+    With `dtype` None the advised one is taken, and bfloat16 when a weight turns out to be beyond float16's range.
+    Returns counts: dtype, tensors, parameters, shards, bytes of weights, skipped tensors, NaN or infinite values.
+    Raises InputError for an architecture, tokenizer or tensor that isn't supported and for weights that are NaN or
+    infinite, unless they are allowed; AmigoError on a full disk.
     """
     stored = read_header(gguf_path)
-    family = architecture_of(stored)
-    header = family.normalize(stored)
+    header = architecture_of(stored).normalize(stored)
+    chosen = dtype or advised_dtype(header)
+    needed = unpack_disk_needed(header, chosen)
+    try:
+        with disk_full_is_an_error(out_dir.parent, needed):
+            return _write(header, out_dir, chosen, emit, shard_bytes, allow_nonfinite)
+    except _BeyondFloat16 as error:
+        if dtype is not None:
+            raise
+        emit(Note(f"{error.message}: unpacking in bfloat16 instead"))
+    with disk_full_is_an_error(out_dir.parent, needed):
+        return _write(header, out_dir, "bf16", emit, shard_bytes, allow_nonfinite)
+
+
+def _write(
+    header: GgufHeader, out_dir: Path, dtype: Dtype, emit: Emit, shard_bytes: int, allow_nonfinite: bool
+) -> dict[str, Figure]:
+    family = architecture_of(header)
     mapped, skipped = map_tensors(header, family)
     config = family.config(header) | {"dtype": TORCH_DTYPES[dtype]}
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -57,7 +98,10 @@ def unpack(
     plan = [PlannedTensor(tensor.name, tensor.source.shape, dtype.upper()) for tensor in mapped]
     total = sum(tensor.nbytes for tensor in plan)
     done = 0
-    with TensorFile(header) as file, CheckpointWriter(out_dir, plan, shard_bytes) as writer:
+    with (
+        TensorFile(header, allow_nonfinite=allow_nonfinite) as file,
+        CheckpointWriter(out_dir, plan, shard_bytes) as writer,
+    ):
         for tensor, planned in zip(mapped, plan, strict=True):
             for rows in checkpoint_chunks(file, tensor):
                 if dtype == "f16":
@@ -65,31 +109,38 @@ def unpack(
                 writer.append(planned, rows)
                 done += rows.size * _ITEM_BYTES[dtype]
                 emit(Progress("unpacking", done, total, "bytes"))
+    for name, count in file.nonfinite.items():
+        emit(Note(f"tensor {name} holds {count} values that are NaN or infinite", "warning"))
     return {
+        "dtype": dtype,
         "tensors": len(mapped),
         "parameters": sum(tensor.source.elements for tensor in mapped),
         "weight_bytes": total,
         "shards": writer.shard_count,
         "skipped_tensors": len(skipped),
+        "nonfinite_values": sum(file.nonfinite.values()),
     }
 
 
 def checkpoint_chunks(file: TensorFile, tensor: MappedTensor) -> Iterator[Rows]:
     """The tensor's rows as the checkpoint holds them, a chunk at a time."""
-    head_dim = tensor.source.shape[0] // tensor.heads if tensor.heads else 1
+    head_dim = tensor.source.shape[0] // tensor.heads if tensor.heads else None
     is_vector = len(tensor.source.shape) == 1
-    for _, rows in file.chunks(tensor.source, multiple_of=1 if is_vector else head_dim):
-        if tensor.heads and is_vector:  # a bias: each element belongs to a row
+    multiple_of = 1 if is_vector or head_dim is None else head_dim
+    for _, rows in file.chunks(tensor.source, multiple_of, unpermute=None if is_vector else head_dim):
+        if head_dim is not None and is_vector:  # a bias: each element belongs to a row
             rows = to_checkpoint_rows(rows.reshape(-1, 1), head_dim).reshape(1, -1)
-        elif tensor.heads:
-            rows = to_checkpoint_rows(rows, head_dim)
         yield rows - np.float32(tensor.shift) if tensor.shift else rows
 
 
+class _BeyondFloat16(InputError):
+    """A weight that float16 can't hold."""
+
+
 def _refuse_overflow(tensor: MappedTensor, rows: Rows) -> None:
-    largest = float(np.abs(rows).max(initial=0.0))
-    if largest > F16_MAX:
-        raise InputError(
+    largest = float(max(rows.max(initial=0.0), -rows.min(initial=0.0)))
+    if F16_MAX < largest < np.inf:
+        raise _BeyondFloat16(
             f"{tensor.source.name} holds {largest:.6g}, float16 ends at {F16_MAX:.0f}", "unpack with --dtype bf16"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,24 +16,38 @@ from amigo_local.weights.gguf_header import GgufHeader
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"  # sentencepiece's spelling of a space
 # Byte-level pre-tokenizers for which llama.cpp adds BOS unless the file says otherwise (llama-vocab.cpp).
-_ADDING_BOS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"})
+_ADDING_BOS = frozenset(
+    {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
+)
+# Phi-3's special tokens swallow the spaces after them, but for these; llama.cpp goes by the model's name, too.
+_NOT_STRIPPING = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """Lists are indexed by token id and have one entry per row of the embedding, or fewer."""
+    """Lists are indexed by token id and have one entry per row of the embedding, or fewer.
+
+    Kept compact: as Python objects the numbers of 262144 tokens would take 15 MB.
+    """
 
     model: str
     """`gpt2` is byte-level BPE, `llama` sentencepiece."""
     pre: str
     tokens: list[str]
-    types: list[int]
-    scores: list[float]
-    merges: list[str]
+    types: bytes
+    scores: array[float]
+    merges: Sequence[Any]
+    """Texts `left right`."""
     bos: int | None
     adds_bos: bool
     adds_eos: bool
+    strips_right: bool
+    """Whether special tokens take the spaces after them."""
 
-    def added_tokens(self) -> list[dict[str, Any]]:
+    def ids(self, *kinds: int) -> list[int]:
+        """Of the tokens of these types, in order."""
+        return [number for number, kind in enumerate(self.types) if kind in kinds]
+
+    def added_tokens(self, *kinds: int) -> list[dict[str, Any]]:
         """tokenizer.json's `added_tokens`: what is cut out of the text before anything else."""
         return [
             {
@@ -39,13 +55,13 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
                 "content": text,
                 "single_word": False,
                 "lstrip": False,
-                "rstrip": False,
+                "rstrip": self.strips_right and text not in _NOT_STRIPPING,
                 # Space runs are looked for in the normalized text, where spaces are already spelled so.
                 "normalized": bool(text) and not text.strip(SPACE),
-                "special": self.types[number] == CONTROL,
+                "special": self.types[number] != USER_DEFINED,
             }
-            for number, text in enumerate(self.tokens)
-            if self.types[number] in (CONTROL, USER_DEFINED)
+            for number in self.ids(*kinds)
+            for text in (self.tokens[number],)
         ]
 
     def framing(self, eos: int | None) -> dict[str, Any] | None:
@@ -71,38 +87,46 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_vocabulary(header: GgufHeader) -> Vocabulary:
-    """Raises InputError when a list is missing or its length doesn't match."""
-    rows = header.tensor("token_embd.weight").dimensions[-1]
-    tokens = [str(text) for text in header.array("tokenizer.ggml.tokens")]
-    if not tokens:
+    """Raises InputError when a list is missing, its length doesn't match, or a token's type is unknown."""
+    stored = header.array("tokenizer.ggml.tokens")
+    count = len(stored)
+    if not count:
         raise InputError(f"{header.path}: holds no tokenizer", "take a GGUF with tokenizer.ggml.tokens")
-    lists: dict[str, tuple[Any, ...]] = {}
+    kept = min(count, header.tensor("token_embd.weight").dimensions[-1])
+    numbers: dict[str, Sequence[Any]] = {}
     for key, default in (("token_type", NORMAL), ("scores", 0.0)):
-        lists[key] = header.array(f"tokenizer.ggml.{key}") or (default,) * len(tokens)
-        if len(lists[key]) != len(tokens):
+        numbers[key] = header.array(f"tokenizer.ggml.{key}") or (default,) * count
+        if len(numbers[key]) != count:
             raise InputError(
-                f"{header.path}: {len(tokens)} tokens but {len(lists[key])} entries in tokenizer.ggml.{key}",
+                f"{header.path}: {count} tokens but {len(numbers[key])} entries in tokenizer.ggml.{key}",
                 "download or export the file again",
             )
+    types = numbers["token_type"][:kept]
+    if not all(0 <= kind <= BYTE for kind in types):
+        raise InputError(
+            f"{header.path}: tokenizer.ggml.token_type holds other numbers than 0 to {BYTE}",
+            "download or export the file again",
+        )
     model = str(header.metadata.get("tokenizer.ggml.model", "none"))
     pre = str(header.metadata.get("tokenizer.ggml.pre", "default"))
     adds_bos = header.metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in _ADDING_BOS)
-    types = list(lists["token_type"][:rows])
-    tokens = tokens[:rows]
+    tokens = [str(text) for text in stored[:kept]]
     if model == "llama":
         # The converter spells user-defined space runs with plain spaces, sentencepiece and transformers don't.
         tokens = [
-            text.replace(" ", SPACE) if types[i] == USER_DEFINED or (text and not text.strip(" ")) else text
-            for i, text in enumerate(tokens)
+            text.replace(" ", SPACE) if " " in text and (kind == USER_DEFINED or not text.strip(" ")) else text
+            for text, kind in zip(tokens, types, strict=True)
         ]
+    name = str(header.metadata.get("general.name", "")).lower()
     return Vocabulary(
         model=model,
         pre=pre,
         tokens=tokens,
-        types=types,
-        scores=list(lists["scores"][:rows]),
-        merges=[str(merge) for merge in header.array("tokenizer.ggml.merges")],
+        types=bytes(types),
+        scores=array("f", numbers["scores"][:kept]),
+        merges=header.array("tokenizer.ggml.merges") if model == "gpt2" else (),
         bos=token_id(header, "bos"),
         adds_bos=bool(adds_bos),
         adds_eos=bool(header.metadata.get("tokenizer.ggml.add_eos_token", False)),
+        strips_right="phi-3" in name or "phi3" in name,
     )

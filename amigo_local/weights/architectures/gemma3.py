@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from amigo_local.domain.errors import InputError
 from amigo_local.weights.architecture import Architecture
-from amigo_local.weights.checkpoint_config import base_config, rope_parameters, shortest
-from amigo_local.weights.gguf_header import GgufHeader, Scalar, Value
+from amigo_local.weights.checkpoint_config import base_config, layer_types, rope_parameters, shortest
+from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
 
 VISION = ("v.", "mm.")
 _LAYERS_27B = 62  # LLM_TYPE_27B in llama.cpp's gemma3.cpp
+_PERIOD = 6  # the last of six layers sees everything
 _SCALED_CONTEXT = 131072  # 4B, 12B and 27B; the text-only 270M and 1B have 32768 and no scaling
 # [first, last] ids of Gemma 3's vocabulary by token type, as in the GGUFs that llama.cpp's converter writes;
 # Ollama's library blobs call all of these plain. Types: 3 control, 4 user-defined, 6 byte.
@@ -41,9 +41,9 @@ def normalize(header: GgufHeader) -> GgufHeader:
         metadata[prefix + "rope.scaling.factor"] = 8.0
     rows = header.tensor("token_embd.weight").dimensions[-1]
     for key in ("tokens", "scores", "token_type"):
-        whole = header.array(f"tokenizer.ggml.{key}")
-        if len(whole) > rows:
-            metadata[f"tokenizer.ggml.{key}"] = whole[:rows]
+        name = f"tokenizer.ggml.{key}"
+        if _count(header, name) > rows:
+            metadata[name] = header.array(name)[:rows]
     normalized = msgspec.structs.replace(header, metadata=metadata)
     types = _unflattened_types(normalized)
     if types is not None:
@@ -52,11 +52,19 @@ def normalize(header: GgufHeader) -> GgufHeader:
     return normalized
 
 
+def _count(header: GgufHeader, key: str) -> int:
+    """How many items an array has, without reading it."""
+    value = header.metadata.get(key, ())
+    return value.count if isinstance(value, ArrayRef) else len(header.array(key))
+
+
 def _unflattened_types(header: GgufHeader) -> tuple[Scalar, ...] | None:
     """Gemma's token types where the file has its vocabulary without them; None where there is nothing to mend."""
-    tokens, types = header.array("tokenizer.ggml.tokens"), header.array("tokenizer.ggml.token_type")
+    if _count(header, "tokenizer.ggml.tokens") != _VOCABULARY:
+        return None
     newline = _TOKEN_TYPES[4][1][0]
-    if len(tokens) != _VOCABULARY or tokens[newline] != "\n" or (len(types) == len(tokens) and types[newline] == 4):
+    types = header.array("tokenizer.ggml.token_type")
+    if (len(types) == _VOCABULARY and types[newline] == 4) or header.array("tokenizer.ggml.tokens")[newline] != "\n":
         return None
     mended: list[Scalar] = [1] * _VOCABULARY
     for kind, ranges in _TOKEN_TYPES.items():
@@ -68,41 +76,23 @@ def _unflattened_types(header: GgufHeader) -> tuple[Scalar, ...] | None:
 def config(header: GgufHeader) -> dict[str, Any]:
     settings = base_config(header, "gemma3_text", "Gemma3ForCausalLM")
     layers = settings["num_hidden_layers"]
-    head_dim = header.of_architecture("attention.key_length", 256)
     # gemma3.cpp: the 27B scales queries by the hidden size per head, the others by the head size.
-    scalar = settings["hidden_size"] // settings["num_attention_heads"] if layers == _LAYERS_27B else head_dim
+    per_head = settings["hidden_size"] // settings["num_attention_heads"]
+    # Without a window all layers see everything and rotate alike (Rnj-1).
+    window = header.of_architecture("attention.sliding_window", 0)
+    softcap = header.of_architecture("final_logit_softcapping", 0.0)
     full = rope_parameters(header)
-    local_theta = header.of_architecture("rope.freq_base_swa", 1e4)
+    local = {"rope_theta": shortest(header.of_architecture("rope.freq_base_swa", 1e4)), "rope_type": "default"}
     return settings | {
-        "head_dim": head_dim,
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
-        "sliding_window": header.of_architecture("attention.sliding_window", 512),
-        "query_pre_attn_scalar": scalar,
-        "layer_types": [
-            "sliding_attention" if is_local else "full_attention" for is_local in _local_layers(header, layers)
-        ],
+        "sliding_window": window or None,
+        "query_pre_attn_scalar": per_head if layers == _LAYERS_27B else settings["head_dim"],
+        "layer_types": layer_types(header, layers, _PERIOD) if window else ["full_attention"] * layers,
         "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "rope_parameters": {
-            "full_attention": full,
-            "sliding_attention": {"rope_theta": shortest(local_theta), "rope_type": "default"},
-        },
+        "final_logit_softcapping": shortest(softcap) if softcap else None,
+        "rope_parameters": {"full_attention": full, "sliding_attention": local},
     }
-
-
-def _local_layers(header: GgufHeader, layers: int) -> list[bool]:
-    """Which layers see a window only: a period, a list, or Gemma's five of six."""
-    pattern = header.of_architecture("attention.sliding_window_pattern", 6)
-    if isinstance(pattern, int):
-        return [(i + 1) % pattern != 0 for i in range(layers)]
-    flags = [bool(flag) for flag in header.array("gemma3.attention.sliding_window_pattern")]
-    if len(flags) != layers:
-        raise InputError(
-            f"{header.path}: the sliding-window pattern has {len(flags)} entries for {layers} layers",
-            "download or export the file again",
-        )
-    return flags
 
 
 ARCHITECTURE = Architecture(
@@ -122,6 +112,7 @@ ARCHITECTURE = Architecture(
         "post_ffw_norm": "post_feedforward_layernorm",
     },
     config=config,
+    overflows_float16=True,
     norm_offset=1.0,  # Gemma3RMSNorm multiplies by (1 + weight); llama.cpp by the weight
     skipped_prefixes=VISION,
     normalize=normalize,

@@ -1,4 +1,8 @@
-"""llama (Llama 2 and 3, Mistral, SmolLM2 and others that GGUF calls llama) as transformers' LlamaForCausalLM."""
+"""llama (Llama 2 and 3, Mistral, SmolLM2 and others that GGUF calls llama) as transformers' LlamaForCausalLM.
+
+llama.cpp has no architecture named mistral: its converter writes Mistral models as llama, which computes the same.
+The sliding window of Mistral 7B v0.1 isn't in the file, and llama.cpp attends without it.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +18,29 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def config(header: GgufHeader) -> dict[str, Any]:
-    settings = base_config(header, "llama", "LlamaForCausalLM")
     names = header.tensor_names
-    head_dim = settings["hidden_size"] // settings["num_attention_heads"]
-    settings |= {
-        "head_dim": header.of_architecture(
-            "attention.key_length", header.of_architecture("rope.dimension_count", head_dim)
-        ),
+    rope = rope_parameters(header)
+    return base_config(header, "llama", "LlamaForCausalLM") | {
         "hidden_act": "silu",
         "attention_bias": "blk.0.attn_q.bias" in names,
         "mlp_bias": "blk.0.ffn_up.bias" in names,
-        "rope_parameters": rope_parameters(header),
+        "rope_parameters": _llama3_rope(header, rope) if ROPE_FACTORS in names else rope,
     }
-    if ROPE_FACTORS in names:
-        settings["rope_parameters"] = _llama3_rope(header, settings["rope_parameters"])
-    return settings
 
 
 def _llama3_rope(header: GgufHeader, plain: dict[str, Any]) -> dict[str, Any]:
     """Recovers Llama 3's rotary scaling from the table that llama.cpp's converter computed, and verifies it.
 
-    The inverse of LlamaModel.generate_extra_tensors in convert_hf_to_gguf.py. All Llama 3.1 to 3.3 releases share
+    The inverse of LlamaModel.generate_extra_tensors in conversion/llama.py. All Llama 3.1 to 3.3 releases share
     the low and high factors and the original context; the factor is 8 or 32.
     """
     from amigo_local.weights.tensor_rows import read_vector  # numpy: only where the table is there
 
+    if plain["rope_type"] != "default":
+        raise InputError(
+            f"{header.path}: has both {ROPE_FACTORS} and rotary scaling {plain['rope_type']!r}",
+            "this rotary scaling isn't supported",
+        )
     table = [float(value) for value in read_vector(header, ROPE_FACTORS)]
     low, high, original, factor = 1.0, 4.0, 8192, max(table)
     for i, found in enumerate(table):
@@ -76,6 +78,10 @@ ARCHITECTURE = Architecture(
         "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj",
     },
+    bias_switches=(
+        frozenset({"attn_q", "attn_k", "attn_v", "attn_output"}),
+        frozenset({"ffn_gate", "ffn_up", "ffn_down"}),
+    ),
     config=config,
     permuted={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
     recomputed=frozenset({ROPE_FACTORS}),

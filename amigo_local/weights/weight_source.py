@@ -1,0 +1,79 @@
+"""Weights of a checkpoint, read a part at a time: from its safetensors, or straight from the GGUF it would come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from amigo_local.weights.architecture import architecture_of, map_tensors
+from amigo_local.weights.gguf_header import GgufHeader
+from amigo_local.weights.rotary_order import to_checkpoint_rows
+from amigo_local.weights.safetensors_file import read_checkpoint
+from amigo_local.weights.tensor_rows import Rows, TensorFile
+
+
+class WeightSource(Protocol):
+    """Float32 weights under the names and in the layout of a checkpoint."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def tiles(self, name: str) -> Iterator[tuple[int, Rows]]:
+        """(first row, rows) over the whole tensor, 16 MiB at a time; a vector is one row."""
+
+    def row(self, name: str, index: int) -> Rows:
+        """(row length,) of a tensor whose rows no architecture moves: an embedding."""
+
+
+def read_whole(source: WeightSource, name: str) -> Rows:
+    """One tensor in its own shape."""
+    shape = source.shapes[name]
+    result = np.empty(shape, np.float32)
+    rows_of_result = result.reshape(-1, shape[-1])
+    for start, rows in source.tiles(name):
+        rows_of_result[start : start + len(rows)] = rows
+    return result
+
+
+class CheckpointWeights:
+    """The safetensors of a checkpoint directory. Raises InputError when it holds no whole checkpoint."""
+
+    def __init__(self, directory: Path) -> None:
+        self._tensors = read_checkpoint(directory)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def tiles(self, name: str) -> Iterator[tuple[int, Rows]]:
+        return self._tensors[name].chunks()
+
+    def row(self, name: str, index: int) -> Rows:
+        return self._tensors[name].rows(index, index + 1)[0]
+
+
+class GgufWeights:
+    """A GGUF's language model as its checkpoint would hold it: rows un-permuted, norms without their offset."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        family = architecture_of(header)
+        self._header = family.normalize(header)
+        self._tensors = {tensor.name: tensor for tensor in map_tensors(self._header, family)[0]}
+        self.shapes = {name: tensor.source.shape for name, tensor in self._tensors.items()}
+
+    def tiles(self, name: str) -> Iterator[tuple[int, Rows]]:
+        tensor = self._tensors[name]
+        head_dim = tensor.source.shape[0] // tensor.heads if tensor.heads else 1
+        is_vector = len(tensor.source.shape) == 1
+        with TensorFile(self._header) as file:
+            for start, rows in file.chunks(tensor.source, 1 if is_vector else head_dim):
+                if tensor.heads:  # each element of a bias belongs to a row
+                    ordered = to_checkpoint_rows(rows.reshape(-1, 1) if is_vector else rows, head_dim)
+                    rows = ordered.reshape(rows.shape)
+                yield start, rows - np.float32(tensor.shift)
+
+    def row(self, name: str, index: int) -> Rows:
+        tensor = self._tensors[name]
+        assert tensor.heads is None and not tensor.shift
+        with TensorFile(self._header) as file:
+            return file.rows(tensor.source, index, index + 1)[0]
