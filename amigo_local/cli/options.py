@@ -42,6 +42,8 @@ def _unwrap(hint: Any) -> tuple[Any, Meta | None]:
         hint = members[0] if len(members) == 1 else str
     return hint, meta
 
+_CHOICES_IN_METAVAR = 12  # more would fill three lines of every usage message
+
 
 def _parameter(
     name: str, hint: Any, required: bool, default: Any, description: str, positional: bool
@@ -63,8 +65,12 @@ def _parameter(
         return click.Option(
             [f"--{flag}/--no-{flag}" if default else f"--{flag}", name], is_flag=True, default=None, help=description
         )
+    if isinstance(kind, click.Choice) and len(kind.choices) > _CHOICES_IN_METAVAR:
+        description = f"{description} One of: {', '.join(map(str, kind.choices))}."
+        shown_as: str | None = name.upper()
+    else:
+        shown_as = None if isinstance(kind, click.Choice) else _metavar(name, kind)
     shown: str = f"{description} [default: {default}]" if default not in (None, (), "") else description
-    shown_as = None if isinstance(kind, click.Choice) else _metavar(name, kind)
     return click.Option(
         [f"--{flag}", name], required=required, default=None, multiple=many, type=kind, help=shown, metavar=shown_as
     )
@@ -82,7 +88,8 @@ def _click_type(hint: Any) -> click.ParamType[Any, Any]:
 def _metavar(name: str, kind: click.ParamType[Any, Any]) -> str:
     if kind is click.INT or kind is click.FLOAT:
         return "N"
-    words = {"out": "PATH", "adapter": "DIR", "base": "REF", "model": "REF", "like": "TAG", "run": "ID"}
+    words = {"out": "PATH", "adapter": "DIR", "base": "REF", "model": "REF", "like": "REF", "run": "ID"}
+    words |= {"imatrix": "FILE|auto", "repo": "ORG/NAME", "texts": "PATH"}
     return words.get(name, name.upper())
 
 

@@ -11,8 +11,8 @@ from amigo_local.engine.contract import Stage
 
 # The order of the loop, for help texts; verbs not named here follow by name.
 _ORDER = (
-    *("doctor", "models", "pull", "unpack", "prepare", "plan", "train", "merge"),
-    *("export", "register", "chat", "evaluate", "run", "runs", "demo"),
+    *("doctor", "models", "pull", "unpack", "base", "prepare", "plan", "train", "merge"),
+    *("imatrix", "export", "register", "chat", "evaluate", "run", "runs", "demo"),
 )
 
 

@@ -55,7 +55,8 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     """
     from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages.evaluate import EvaluateParams
-    from amigo_local.stages.export import ExportParams
+    from amigo_local.stages.export import AUTO, ExportParams
+    from amigo_local.stages.imatrix import ImatrixParams
     from amigo_local.stages.prepare import PrepareParams
     from amigo_local.stages.pull import PullParams
     from amigo_local.stages.register import RegisterParams
@@ -85,6 +86,9 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             shape=shape,
         ),
     )
+    imatrix = recipe.export.imatrix
+    if imatrix == AUTO:
+        imatrix = (yield Step("imatrix", ImatrixParams(ref=str(ref), texts=dataset.path))).path
     name = refined_tag(recipe, source)
     exported = yield Step(
         "export",
@@ -93,6 +97,8 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             adapter=adapter.path,
             quant=recipe.export.quant,
             checkpoint=checkpoint_path,
+            from_checkpoint=bool(recipe.model.base),  # the adapter was trained on it
+            imatrix=imatrix,
             name=re.sub(r"[^\w.-]+", "-", name),
             check_prompts=recipe.export.check_prompts,
         ),

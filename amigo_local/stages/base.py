@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from amigo_local.domain.errors import AmigoError, InputError
+from amigo_local.domain.artifact import Figure
+from amigo_local.domain.errors import AmigoError, Cancelled, InputError
 from amigo_local.domain.plan import Needs
-from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, argument, option
 from amigo_local.engine.workspace import remove
 from amigo_local.stages._models import ResolvedModel, resolve
 
 if TYPE_CHECKING:
     from amigo_local.serving.hub import Hub, HubFile, HubSnapshot
+    from amigo_local.weights.base_candidates import Candidate
     from amigo_local.weights.compare_base import BaseComparison
     from amigo_local.weights.gguf_header import GgufHeader
 
@@ -74,7 +76,8 @@ def inputs(params: BaseParams, context: StageContext) -> dict[str, str]:
 def needs(params: BaseParams, context: StageContext) -> Needs:
     from amigo_local.serving.hub import Hub
 
-    size = sum(file.size_bytes for file in _wanted(Hub().snapshot(params.repo, params.revision)))
+    hub = Hub()
+    size = sum(file.size_bytes for file in _wanted(hub, hub.snapshot(params.repo, params.revision)))
     header = _header(resolve(params.ref, context).need_gguf("looking for its original"))
     # A multimodal checkpoint is there a second time while its language model is taken out.
     twice = 2 if header.architecture == "gemma3" else 1
@@ -88,11 +91,13 @@ def run(params: BaseParams, context: StageContext) -> StageResult:
     from amigo_local.weights.language_checkpoint import is_multimodal, write_language_checkpoint
     from amigo_local.weights.safetensors_file import read_checkpoint
 
+    build = context.build_dir()
+    fetched, checkpoint = build / "fetched", build / "checkpoint"
+    if checkpoint.exists():  # renamed when it was complete
+        return StageResult(_read_figures(checkpoint), payload=checkpoint.name)
     header = _header(resolve(params.ref, context).need_gguf("looking for its original"))
     hub = Hub()
     snapshot = hub.snapshot(params.repo, params.revision)
-    build = context.build_dir()
-    fetched, checkpoint = build / "fetched", build / "checkpoint"
     if not fetched.exists():
         try:
             _refuse_another(look(hub, snapshot, header, build / "outline", context), params, header)
@@ -107,29 +112,40 @@ def run(params: BaseParams, context: StageContext) -> StageResult:
     comparison = compare(header, [(pair, pair.rows) for pair in pairs], context.emit, "comparing")
     _refuse_another(comparison, params, header)
     context.note(sentence(comparison, params.repo, header), "warning" if comparison.verdict == "another" else "good")
-    remove(checkpoint)
+    finished = fetched
     if is_multimodal(stored):
-        write_language_checkpoint(header, fetched, stored, checkpoint, context.emit)
-        remove(fetched)
-    else:
-        fetched.rename(checkpoint)
-    report = {"repo": params.repo, "revision": params.revision, "verdict": comparison.verdict}
-    report |= {"change": comparison.change, "tensors": msgspec.to_builtins(comparison.tensors)}
-    (checkpoint / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
-    return StageResult(
-        {
-            "repo": params.repo,
-            "revision": params.revision,
-            "verdict": comparison.verdict,
-            "tensors": len(comparison.tensors),
-            "changed_tensors": len(comparison.changed),
-            "change": comparison.change,
-            "worst_tensor": comparison.worst.name,
-            "worst_error": comparison.worst.error,
-            "mean_error": comparison.mean_error,
-        },
-        payload="checkpoint",
-    )
+        finished = build / "language"
+        remove(finished)
+        write_language_checkpoint(header, fetched, stored, finished, context.emit)
+        context.note("its vision tower was left out: training and merging take the language model")
+    figures = _write_report(comparison, params, finished)
+    finished.rename(checkpoint)
+    remove(fetched)
+    return StageResult(figures, payload=checkpoint.name)
+
+
+def _write_report(comparison: BaseComparison, params: BaseParams, directory: Path) -> dict[str, Figure]:
+    """Writes the figures and every tensor's error beside the weights."""
+    figures: dict[str, Figure] = {
+        "repo": params.repo,
+        "revision": params.revision,
+        "verdict": comparison.verdict,
+        "tensors": len(comparison.tensors),
+        "changed_tensors": len(comparison.changed),
+        "change": comparison.change,
+        "worst_tensor": comparison.worst.name,
+        "worst_error": comparison.worst.error,
+        "mean_error": comparison.mean_error,
+    }
+    report = {"figures": figures, "tensors": comparison.tensors}
+    (directory / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    return figures
+
+
+def _read_figures(directory: Path) -> dict[str, Figure]:
+    report = msgspec.json.decode((directory / REPORT).read_bytes(), type=dict[str, Any])
+    figures: dict[str, Figure] = report["figures"]
+    return figures
 
 
 def _header(gguf: Path) -> GgufHeader:
@@ -146,10 +162,7 @@ def look(hub: Hub, snapshot: HubSnapshot, header: GgufHeader, outline: Path, con
     def read(path: str, start: int, stop: int) -> bytes:
         return hub.read(snapshot, path, start, stop)
 
-    try:
-        stored = fetch_outline(outline, snapshot.sizes(), read)
-    except InputError as error:
-        raise InputError(f"{snapshot.repo}: {error.message}", error.hint) from error
+    stored = fetch_outline(outline, snapshot.repo, snapshot.sizes(), read)
     parts = probe(pair_tensors(header, stored, snapshot.repo))
     for done, (pair, rows) in enumerate(parts):
         fetch_rows(pair.stored, rows, read)
@@ -157,17 +170,19 @@ def look(hub: Hub, snapshot: HubSnapshot, header: GgufHeader, outline: Path, con
     return compare(header, parts, lambda event: None, "")
 
 
-def _wanted(snapshot: HubSnapshot) -> list[HubFile]:
+def _wanted(hub: Hub, snapshot: HubSnapshot) -> list[HubFile]:
     """The checkpoint and what belongs to it: not the copies in other formats that many repositories hold."""
-    from amigo_local.weights.safetensors_file import SINGLE_FILE
+    from amigo_local.weights.checkpoint_outline import weight_files
 
-    paths = {file.path for file in snapshot.files}
-    shard = re.compile(re.escape(SINGLE_FILE) if SINGLE_FILE in paths else r"model-\d+-of-\d+\.safetensors")
-    return [file for file in snapshot.files if shard.fullmatch(file.path) or _COMPANIONS.fullmatch(file.path)]
+    def read(path: str, start: int, stop: int) -> bytes:
+        return hub.read(snapshot, path, start, stop)
+
+    weights = weight_files(snapshot.repo, snapshot.sizes(), read)
+    return [file for file in snapshot.files if file.path in weights or _COMPANIONS.fullmatch(file.path)]
 
 
 def _download(hub: Hub, snapshot: HubSnapshot, directory: Path, context: StageContext) -> None:
-    files = _wanted(snapshot)
+    files = _wanted(hub, snapshot)
     total, done = sum(file.size_bytes for file in files), 0
 
     def on_bytes(count: int) -> None:
@@ -211,7 +226,7 @@ def sentence(comparison: BaseComparison, repo: str, header: GgufHeader) -> str:
 
 
 def _list_candidates(ref: str, model: ResolvedModel, gguf: Path, context: StageContext) -> None:
-    """A note for each candidate, and what to run next; a hub that answers is asked about each."""
+    """A note for each candidate and what to run next. A hub that answers is asked which of them it is."""
     from amigo_local.weights.base_candidates import base_candidates
 
     header = _header(gguf)
@@ -220,13 +235,41 @@ def _list_candidates(ref: str, model: ResolvedModel, gguf: Path, context: StageC
         context.note(
             "nothing in the file says what it was made from, and no well-known model has its shape",
             "warning",
-            fix=f"amigo-local base {ref} --repo ORG/NAME",
+            f"amigo-local base {ref} --repo ORG/NAME",
         )
         return
-    gates = {True: ", gated", False: ", open", None: ""}
+    gates = {True: " (gated)", False: "", None: " (may be gated)"}
     for candidate in found:
         context.note(f"{candidate.repo}{gates[candidate.gated]}: {candidate.reason}")
-    context.note("to fetch one and compare it tensor by tensor", fix=f"amigo-local base {ref} --repo {found[0].repo}")
+    best = _ask_hub(found, header, context) or found[0].repo
+    context.note("to fetch one and compare it tensor by tensor:", fix=f"amigo-local base {ref} --repo {best}")
+
+
+def _ask_hub(found: tuple[Candidate, ...], header: GgufHeader, context: StageContext) -> str | None:
+    """Looks at each candidate until one is the original; else the nearest. None: there is none, or no hub."""
+    from amigo_local.serving.hub import Hub, HubUnreachable
+
+    nearest: tuple[float, str] | None = None
+    try:
+        hub = Hub()
+        for candidate in found:
+            try:
+                with tempfile.TemporaryDirectory(prefix="amigo-base-") as folder:
+                    snapshot = hub.snapshot(candidate.repo)
+                    comparison = look(hub, snapshot, header, Path(folder) / "outline", context)
+            except (HubUnreachable, Cancelled):
+                raise
+            except AmigoError as error:
+                context.note(error.message, "warning", error.hint)
+                continue
+            context.note(f"at a glance, {sentence(comparison, candidate.repo, header)}")
+            if comparison.verdict == "identical":
+                return candidate.repo
+            if comparison.verdict == "fine-tuned" and (nearest is None or comparison.change < nearest[0]):
+                nearest = comparison.change, candidate.repo
+    except InputError as error:  # no client, or no hub
+        context.note(f"not looked at: {error.message}", "warning", error.hint)
+    return nearest[1] if nearest else None
 
 
 STAGE = Stage(

@@ -1,36 +1,52 @@
-"""export: base and adapter as one quantized GGUF, proven against the model in PyTorch."""
+"""export: base and adapter as one quantized GGUF in one pass, proven against the model in PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Quant
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, option
 from amigo_local.stages._check_texts import TEXTS
 from amigo_local.stages._models import newest_run_with, resolve, run_artifacts
+from amigo_local.stages.imatrix import ImatrixParams
 from amigo_local.stages.unpack import UnpackParams
 
+AUTO = "auto"
+_RAM_BYTES = 300 << 20  # of the pass itself, at most (docs/measurements.md); the proof takes what is free
 _ELEMENTS_PER_SECOND = 8e6  # with its check: 134.5 M in 16 s on two cores (docs/measurements.md)
 
 
 class ExportRequest(Params, frozen=True, kw_only=True):
-    quant: Annotated[Quant, option("Quantization of the file.")] = "q4_k_m"
+    quant: Annotated[Quant, option("Types of the tensors: keep the base's, or one of llama.cpp's mixes.")] = "keep"
     run: Annotated[str | None, option("Run whose adapter is exported; default: the newest that trained one.")] = None
-    base: Annotated[str | None, option("REF of the base (a GGUF or a tag), with --adapter.")] = None
+    base: Annotated[str | None, option("REF of the base (a tag, GGUF or checkpoint), with --adapter.")] = None
     adapter: Annotated[str | None, option("Directory of the adapter, with --base.")] = None
+    like: Annotated[
+        str | None, option("REF of the GGUF that gives types, tokenizer and template when --base is a checkpoint.")
+    ] = None
+    imatrix: Annotated[
+        str | None, option("Importance matrix: a file, or `auto` to collect one on the run's training data.")
+    ] = None
+    allow_nonfinite: Annotated[bool, option("Take weights that are NaN or infinite as they are.")] = False
     out: Annotated[str | None, option("GGUF file to write; default: in the home folder.")] = None
 
 
 class ExportParams(Params, frozen=True, kw_only=True):
     base: str
-    """REF of the GGUF that gives weights, metadata, tokenizer and chat template."""
+    """REF of the GGUF that gives metadata, tokenizer and chat template, and the weights unless `from_checkpoint`."""
     adapter: str | None
     quant: Quant
     checkpoint: str | None = None
-    """The base in PyTorch's form, for the proof; None: unpacked by a step before, or no proof."""
+    """The base in PyTorch's form, for the proof; None: the proof reads the GGUF itself."""
+    from_checkpoint: bool = False
+    """Whether `checkpoint` gives the weights: the original that the adapter was trained on."""
+    imatrix: str | None = None
+    """Path of an importance matrix."""
+    allow_nonfinite: bool = False
     name: str = "refined"
     """Stem of the file."""
     check_prompts: int = 8
@@ -38,78 +54,131 @@ class ExportParams(Params, frozen=True, kw_only=True):
 
 
 def steps(params: ExportRequest, context: StageContext) -> Chain:
-    base, adapter, checkpoint = params.base, params.adapter, None
-    if (base is None) != (adapter is None):
+    if (params.base is None) != (params.adapter is None):
         raise InputError("--base and --adapter go together", "give both, or neither to export a run")
+    base, adapter, checkpoint, dataset = params.base, params.adapter, None, None
+    from_checkpoint = False
     if base is None:
-        run_id, found = (
-            (params.run, run_artifacts(context.workspace, params.run))
-            if params.run
-            else newest_run_with(context.workspace, "adapter")
-        )
-        if params.run is None:
-            context.note(f"exporting the newest run that trained an adapter: {run_id}")
+        found = _artifacts_of_run(params, context)
         trained = next((a for a in reversed(found) if a.kind == "adapter"), None)
         unpacked = next((a for a in reversed(found) if a.stage == "unpack"), None)
         if trained is None or unpacked is None:
-            raise InputError(f"run {run_id} has trained no adapter", "give a run that has, or --base and --adapter")
+            raise InputError(f"run {params.run} has trained no adapter", "give a run that has, or --base and --adapter")
         base, adapter, checkpoint = str(unpacked.params["ref"]), trained.path, unpacked.path
+        dataset = next((a.path for a in reversed(found) if a.kind == "dataset"), None)
         if resolve(base, context).digest != unpacked.sources["model"]:
+            raise InputError(f"{base} is no longer the model that this run was trained on", "give --base and --adapter")
+    elif (given := resolve(base, context)).checkpoint is not None:
+        if params.like is None:
             raise InputError(
-                f"{base} is no longer the model that run {run_id} was trained on", "give --base and --adapter"
+                f"{base} is a checkpoint: it doesn't say how Ollama is to read and quantize it",
+                "add --like TAG, the model in Ollama (or the .gguf) that this is the original of",
             )
+        base, checkpoint, from_checkpoint = params.like, str(given.checkpoint), True
     if checkpoint is None:
         checkpoint = (yield Step("unpack", UnpackParams(ref=base))).path
+    imatrix = params.imatrix
+    if imatrix == AUTO:
+        if dataset is None:
+            raise InputError(
+                "--imatrix auto needs a run: it is collected on the run's training data",
+                f"amigo-local imatrix {base} --texts FILE, then --imatrix PATH",
+            )
+        imatrix = (yield Step("imatrix", ImatrixParams(ref=base, texts=dataset))).path
     yield Step(
-        "export", ExportParams(base=base, adapter=adapter, quant=params.quant, checkpoint=checkpoint, out=params.out)
+        "export",
+        ExportParams(
+            base=base,
+            adapter=adapter,
+            quant=params.quant,
+            checkpoint=checkpoint,
+            from_checkpoint=from_checkpoint,
+            imatrix=imatrix,
+            allow_nonfinite=params.allow_nonfinite,
+            out=params.out,
+        ),
     )
+
+
+def _artifacts_of_run(params: ExportRequest, context: StageContext) -> list[Artifact]:
+    if params.run:
+        return run_artifacts(context.workspace, params.run)
+    run_id, found = newest_run_with(context.workspace, "adapter")
+    context.note(f"exporting the newest run that trained an adapter: {run_id}")
+    return found
 
 
 def inputs(params: ExportParams, context: StageContext) -> dict[str, str]:
     model = resolve(params.base, context)
     model.need_gguf("export")
     found = {"base": model.digest}
+    digest = context.workspace.digests.digest
     if params.adapter:
         from amigo_local.weights.adapter import read_adapter
 
-        adapter = Path(params.adapter).expanduser().absolute()
-        read_adapter(adapter)
-        found["adapter"] = context.workspace.digests.digest(adapter)
+        read_adapter(_path(params.adapter))  # refuses what is no adapter, or of a kind that can't be merged
+        found["adapter"] = digest(_path(params.adapter))
+    if params.imatrix:
+        if not _path(params.imatrix).is_file():
+            raise InputError(f"there is no file {params.imatrix}", "give an importance matrix, or --imatrix auto")
+        found["imatrix"] = digest(_path(params.imatrix))
+    if params.from_checkpoint and params.checkpoint:
+        found["checkpoint"] = digest(_path(params.checkpoint))
     return found
 
 
 def needs(params: ExportParams, context: StageContext) -> Needs:
-    from amigo_local.weights.export import disk_needed
-    from amigo_local.weights.gguf_header import read_header
+    from amigo_local.weights.export_plan import plan_export
 
-    header = read_header(resolve(params.base, context).need_gguf("export"))
-    seconds = header.parameters / _ELEMENTS_PER_SECOND
-    return Needs(disk_bytes=disk_needed(header, params.quant), ram_bytes=1 << 30, seconds=seconds)
+    base = resolve(params.base, context).need_gguf("export")
+    # The types, and so the size, don't depend on the adapter, which may not be trained yet.
+    plan = plan_export(base, None, params.quant, context.workspace.root, has_imatrix=bool(params.imatrix))
+    return Needs(
+        disk_bytes=plan.file_bytes,
+        ram_bytes=_RAM_BYTES,
+        seconds=plan.donor.parameters / _ELEMENTS_PER_SECOND,
+    )
 
 
 def run(params: ExportParams, context: StageContext) -> StageResult:
     from amigo_local.weights.export import export
+    from amigo_local.weights.export_plan import plan_export
+    from amigo_local.weights.imatrix import read_importance_matrix
     from amigo_local.weights.verify_export import check_exported
 
     base = resolve(params.base, context).need_gguf("export")
-    adapter = Path(params.adapter).expanduser().absolute() if params.adapter else None
-    name = f"{params.name}-{params.quant}.gguf"
-    figures = export(base, adapter, context.build_dir() / name, params.quant, context.emit)
-    if params.checkpoint and params.check_prompts:
+    adapter = _path(params.adapter) if params.adapter else None
+    checkpoint = _path(params.checkpoint) if params.checkpoint else None
+    matrix = read_importance_matrix(_path(params.imatrix)) if params.imatrix else None
+    plan = plan_export(
+        base,
+        adapter,
+        params.quant,
+        context.build_dir(),
+        checkpoint_dir=checkpoint if params.from_checkpoint else None,
+        has_imatrix=matrix is not None,
+    )
+    built = context.build_dir() / f"{params.name}-{params.quant}.gguf"
+    figures = export(plan, built, context.emit, imatrix=matrix, allow_nonfinite=params.allow_nonfinite)
+    if checkpoint and params.check_prompts:
         texts = TEXTS[: params.check_prompts]
-        built = context.build_dir() / name
-        figures |= check_exported(Path(params.checkpoint), adapter, built, texts, context.emit, base_gguf=base)
-    return StageResult(figures, payload=name)
+        figures |= check_exported(checkpoint, adapter, built, texts, context.emit, base_gguf=base)
+    return StageResult(figures, payload=built.name)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 STAGE = Stage(
     "export",
-    "Merge and quantize into one GGUF, checked against the model in PyTorch.",
+    "Merge and quantize into one GGUF in one pass, checked against the model in PyTorch.",
     ExportParams,
     run,
     steps,
     ExportRequest,
     produces="gguf",
+    version=2,
     inputs=inputs,
     needs=needs,
 )

@@ -15,6 +15,7 @@ class MergeParams(Params, frozen=True, kw_only=True):
     base: Annotated[str, option("REF of the model that the adapter was trained on.")]
     adapter: Annotated[str, option("Directory with adapter_config.json.")]
     out: Annotated[str, option("Directory to write.")]
+    allow_nonfinite: Annotated[bool, option("Take weights that are NaN or infinite as they are.")] = False
 
 
 def steps(params: MergeParams, context: StageContext) -> Chain:
@@ -23,7 +24,10 @@ def steps(params: MergeParams, context: StageContext) -> Chain:
     if base.checkpoint is None:
         unpacked = yield Step("unpack", UnpackParams(ref=params.base))
         checkpoint = unpacked.path
-    yield Step("merge", MergeParams(base=checkpoint, adapter=params.adapter, out=params.out))
+    yield Step(
+        "merge",
+        MergeParams(base=checkpoint, adapter=params.adapter, out=params.out, allow_nonfinite=params.allow_nonfinite),
+    )
 
 
 def inputs(params: MergeParams, context: StageContext) -> dict[str, str]:
@@ -45,7 +49,8 @@ def run(params: MergeParams, context: StageContext) -> StageResult:
     from amigo_local.weights.merge import merge
 
     base = resolve(params.base, context).files
-    return StageResult(merge(base, Path(params.adapter).expanduser().absolute(), context.build_dir(), context.emit))
+    adapter = Path(params.adapter).expanduser().absolute()
+    return StageResult(merge(base, adapter, context.build_dir(), context.emit, allow_nonfinite=params.allow_nonfinite))
 
 
 STAGE = Stage(

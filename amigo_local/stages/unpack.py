@@ -17,7 +17,8 @@ _BYTES_PER_SECOND = 15e6  # of the checkpoint, with its check: 258 MiB in 18 s o
 class UnpackParams(Params, frozen=True, kw_only=True):
     ref: Annotated[str, argument("REF of the model to unpack.")]
     out: Annotated[str | None, option("Directory to write; default: in the home folder.")] = None
-    dtype: Annotated[Dtype, option("Type of the weights.")] = "bf16"
+    dtype: Annotated[Dtype | None, option("Type of the weights; default: what loses least of this model.")] = None
+    allow_nonfinite: Annotated[bool, option("Take weights that are NaN or infinite as they are.")] = False
 
 
 def inputs(params: UnpackParams, context: StageContext) -> dict[str, str]:
@@ -30,7 +31,8 @@ def needs(params: UnpackParams, context: StageContext) -> Needs:
     from amigo_local.weights.gguf_header import read_header
     from amigo_local.weights.unpack import unpack_disk_needed
 
-    disk = unpack_disk_needed(read_header(resolve(params.ref, context).need_gguf("unpack")), params.dtype)
+    header = read_header(resolve(params.ref, context).need_gguf("unpack"))
+    disk = unpack_disk_needed(header, params.dtype)
     return Needs(disk_bytes=disk, ram_bytes=_RAM_BYTES, seconds=disk / _BYTES_PER_SECOND)
 
 
@@ -39,7 +41,7 @@ def run(params: UnpackParams, context: StageContext) -> StageResult:
     from amigo_local.weights.verify_unpack import check_unpacked
 
     gguf = resolve(params.ref, context).need_gguf("unpack")
-    figures = unpack(gguf, context.build_dir(), params.dtype, context.emit)
+    figures = unpack(gguf, context.build_dir(), params.dtype, context.emit, allow_nonfinite=params.allow_nonfinite)
     return StageResult(figures | check_unpacked(gguf, context.build_dir(), TEXTS, context.emit))
 
 
@@ -49,6 +51,7 @@ STAGE = Stage(
     UnpackParams,
     run,
     produces="checkpoint",
+    version=2,
     inputs=inputs,
     needs=needs,
 )

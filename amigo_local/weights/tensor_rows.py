@@ -40,7 +40,7 @@ class TensorFile:
         self._kernels = load_kernels()
         self._files: dict[Path, BinaryIO] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gguf-reader")
-        for path in getattr(header, 'files', (header.path,)):
+        for path in header.files:
             try:
                 self._files[path] = path.open("rb", buffering=0)
             except OSError as error:
@@ -62,10 +62,10 @@ class TensorFile:
 
     def _read(self, tensor: TensorInfo, first: int, count: int) -> Bytes:
         """Bytes [first, first + count) of the tensor's data; only the reader's thread moves the file's position."""
-        path = getattr(self.header, 'files', (self.header.path,))[getattr(tensor, 'file', 0)]
+        path = self.header.files[tensor.file]
         file = self._files[path]
         data = np.empty(count, np.uint8)
-        view = memoryview(data)
+        view = data.data
         try:
             file.seek(tensor.offset + first)
             while view and (got := file.readinto(view)):  # type: ignore[attr-defined]  # FileIO has it
@@ -125,7 +125,7 @@ class TensorFile:
                 yield start, rows
             start += len(rows)
         if found and not self._allow_nonfinite:
-            raise nonfinite_error(getattr(self.header, 'files', (self.header.path,))[getattr(tensor, 'file', 0)], tensor.name, found)
+            raise nonfinite_error(self.header.files[tensor.file], tensor.name, found)
 
     def _decode(self, tensor: TensorInfo, raw: Bytes, unpermute: int | None) -> Rows:
         kind, length, width = tensor.type, tensor.dimensions[0], _row_bytes(tensor)
@@ -142,7 +142,7 @@ class TensorFile:
     def _look_for_nonfinite(self, tensor: TensorInfo, rows: Rows) -> None:
         if count := count_nonfinite(rows):
             if not self._allow_nonfinite:
-                raise nonfinite_error(getattr(self.header, 'files', (self.header.path,))[getattr(tensor, 'file', 0)], tensor.name, count)
+                raise nonfinite_error(self.header.files[tensor.file], tensor.name, count)
             self.nonfinite[tensor.name] = count
 
 
@@ -154,8 +154,9 @@ def count_nonfinite(rows: Rows) -> int:
     """How many values are NaN or infinite."""
     flat = rows.reshape(-1)
     # One pass without a temporary; a sum of squares overflows to infinity only where the values are worth counting.
-    if np.isfinite(np.dot(flat, flat)):
-        return 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):
+            return 0
     return int(flat.size - np.count_nonzero(np.isfinite(flat)))
 
 
