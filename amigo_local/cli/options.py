@@ -36,11 +36,13 @@ def _unwrap(hint: Any) -> tuple[Any, Meta | None]:
     meta = None
     if typing.get_origin(hint) is typing.Annotated:
         hint, *metas = typing.get_args(hint)
-        meta = next((m for m in metas if isinstance(m, Meta)), None)
+        # A type may bring a Meta of its own: Positive is Annotated[int, Meta(ge=1)].
+        meta = next((m for m in metas if isinstance(m, Meta) and m.description), None)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         members = [member for member in typing.get_args(hint) if member is not type(None)]
         hint = members[0] if len(members) == 1 else str
     return hint, meta
+
 
 _CHOICES_IN_METAVAR = 12  # more would fill three lines of every usage message
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO
 
 import msgspec
 
 from amigo_local.domain.errors import AmigoError, InputError
 
 _HASHED_AT_ONCE = 4 << 20
-_TIMEOUT_SECONDS = 30.0  # for a header or a few rows; downloads have the client's own
+_TIMEOUT_SECONDS = 30.0  # without a byte
+_ATTEMPTS, _WAIT_SECONDS = 5, 1.0  # after a connection that brought nothing; each wait is longer by as much
+
+
+class HubUnreachable(InputError):
+    """No hub answers, or the client was told not to ask: no other repository will fare better."""
 
 
 class HubFile(msgspec.Struct, frozen=True):
@@ -69,7 +75,7 @@ class Hub:
 
     def read(self, snapshot: HubSnapshot, path: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file. Raises InputError as `snapshot` does, and for a gate that isn't open."""
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub import get_session, hf_raise_for_status
 
         if start >= stop:
             return b""
@@ -78,15 +84,17 @@ class Hub:
             url = self._url(snapshot, path)
             # Streamed, so that a server which ignores the range doesn't send gigabytes.
             with get_session().stream(
-                "GET", url, headers={**build_hf_headers(), **wanted}, timeout=_TIMEOUT_SECONDS
+                "GET", url, headers=_authorization() | wanted, timeout=_TIMEOUT_SECONDS
             ) as answer:
                 hf_raise_for_status(answer)
-                skip, data = start if answer.status_code == 200 else 0, bytearray()
+                if answer.status_code != 206 and start > 0:
+                    raise AmigoError(f"{self.endpoint} doesn't send parts of files", "check HF_ENDPOINT")
+                data = bytearray()
                 for piece in answer.iter_bytes():
                     data += piece
-                    if len(data) >= skip + stop - start:
+                    if len(data) >= stop - start:
                         break
-        data = data[skip : skip + stop - start]
+        data = data[: stop - start]
         if len(data) != stop - start:
             raise AmigoError(f"{url}: ended after {len(data)} of {stop - start} bytes", "run the same command again")
         return bytes(data)
@@ -94,42 +102,52 @@ class Hub:
     def download(self, snapshot: HubSnapshot, file: HubFile, directory: Path, on_bytes: Callable[[int], None]) -> None:
         """Brings a whole file into `directory`, going on where a cut download ended, even by a kill.
 
-        huggingface_hub 2.4 itself starts a file anew after its process ended (`_download_to_tmp_and_move` in
-        file_download.py), so only its transfer is used. on_bytes is told of every piece, what was there already
-        first; what it raises passes through, and the piece is kept. Raises InputError as `read` does, AmigoError
-        when the file breaks off too often or isn't what the hub announced.
+        huggingface_hub 2.4 itself begins a file anew after its process ended, and holds ten megabytes back while it
+        receives (`_download_to_tmp_and_move` and `http_get` in file_download.py): so only its session is used.
+        on_bytes is told of every piece, what was there already first; what it raises passes through, and what has
+        come is kept. Raises InputError as `read` does, AmigoError when the connection breaks off too often or the
+        file isn't what the hub announced.
         """
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers, disable_progress_bars
-
         target = directory / file.path
         if target.exists():
             on_bytes(file.size_bytes)
             return
-        disable_progress_bars()  # they would fill the worker's log
         partial = target.with_name(f"{target.name}.partial")
-        have = partial.stat().st_size if partial.exists() else 0
-        if have > file.size_bytes:
-            partial.unlink()
-            have = 0
-        on_bytes(have)
-        with partial.open("ab") as out, self._explained(snapshot.repo):
-            http_get(
-                self._url(snapshot, file.path),
-                _Counted(out, on_bytes),  # type: ignore[arg-type]  # the four methods that are called
-                resume_size=have,
-                headers=build_hf_headers(),
-                expected_size=file.size_bytes,
-            )
-            out.flush()
+        with self._explained(snapshot.repo), partial.open("ab") as out:
+            on_bytes(out.tell())
+            self._receive(self._url(snapshot, file.path), out, file.size_bytes, on_bytes)
             os.fsync(out.fileno())
-        if file.sha256 is not None and (found := _sha256(partial)) != file.sha256:
+        found = _sha256(partial) if file.sha256 else None
+        if partial.stat().st_size != file.size_bytes or found != file.sha256:
             partial.unlink()
-            raise AmigoError(
-                f"{snapshot.repo}: {file.path} arrived damaged: sha256 {found[:12]}…, expected {file.sha256[:12]}…",
-                "run the same command again: it is fetched anew",
-            )
+            raise AmigoError(f"{snapshot.repo}: {file.path} arrived damaged", "run the same command again")
         partial.replace(target)
+
+    def _receive(self, url: str, out: BinaryIO, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
+        """Appends the rest of a file. A connection that brought nothing is tried again a few times."""
+        import httpx2
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        failures = 0
+        while (have := out.tell()) < size_bytes:
+            wanted = _authorization() | {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+            try:
+                with get_session().stream("GET", url, headers=wanted, timeout=_TIMEOUT_SECONDS) as answer:
+                    hf_raise_for_status(answer)
+                    if answer.status_code != 206:  # sent from its beginning all the same
+                        out.truncate(0)
+                        on_bytes(-have)
+                    for piece in answer.iter_bytes():
+                        out.write(piece)
+                        on_bytes(len(piece))
+            except httpx2.TransportError:
+                if failures == _ATTEMPTS:
+                    raise
+            out.flush()
+            failures = failures + 1 if out.tell() <= have else 0
+            if failures > _ATTEMPTS:
+                return  # its size tells
+            time.sleep(failures * _WAIT_SECONDS)
 
     def _url(self, snapshot: HubSnapshot, path: str) -> str:
         from huggingface_hub import hf_hub_url
@@ -155,7 +173,7 @@ class Hub:
         except HFValidationError as error:
             raise InputError(f"{repo!r} names no repository", "give it as ORG/NAME") from error
         except OfflineModeIsEnabled as error:
-            raise InputError(
+            raise HubUnreachable(
                 f"{self.endpoint} isn't asked for {repo}: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
             ) from error
         except GatedRepoError as error:
@@ -176,8 +194,8 @@ class Hub:
             status = error.response.status_code
             hint = "hf auth login" if status in (401, 403) else "try again later"
             raise InputError(f"{self.endpoint} answers {status} for {repo}", hint) from error
-        except httpx2.ConnectError as error:
-            raise InputError(
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise HubUnreachable(
                 f"the hub at {self.endpoint} can't be reached: {error}",
                 "check the network, or give a checkpoint that is here: model.base: PATH",
             ) from error
@@ -185,28 +203,17 @@ class Hub:
             raise AmigoError(
                 f"the connection to {self.endpoint} broke off: {error}", "run the same command again: it goes on"
             ) from error
+        except OSError as error:
+            raise AmigoError(
+                f"{repo} can't be fetched: {error}", "check the disk, then run the same command again: it goes on"
+            ) from error
 
 
-class _Counted:
-    """A file that tells how much was written to it; negative when it is cut for a new beginning."""
+def _authorization() -> dict[str, str]:
+    from huggingface_hub import get_token
 
-    def __init__(self, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
-        self._file, self._on_bytes = file, on_bytes
-
-    def write(self, data: bytes) -> int:
-        written = self._file.write(data)
-        self._on_bytes(written)
-        return written
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._on_bytes(offset - self._file.tell())
-        return self._file.seek(offset, whence)
-
-    def truncate(self, size: Any = None) -> int:
-        return self._file.truncate(size)
+    token = get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _sha256(path: Path) -> str:

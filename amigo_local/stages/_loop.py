@@ -55,7 +55,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     """
     from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages.evaluate import EvaluateParams
-    from amigo_local.stages.export import AUTO, ExportParams
+    from amigo_local.stages.export import AUTO, AUTO_CHUNKS, ExportParams
     from amigo_local.stages.imatrix import ImatrixParams
     from amigo_local.stages.prepare import PrepareParams
     from amigo_local.stages.pull import PullParams
@@ -88,7 +88,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     )
     imatrix = recipe.export.imatrix
     if imatrix == AUTO:
-        imatrix = (yield Step("imatrix", ImatrixParams(ref=str(ref), texts=dataset.path))).path
+        imatrix = (yield Step("imatrix", ImatrixParams(ref=str(ref), texts=dataset.path, chunks=AUTO_CHUNKS))).path
     name = refined_tag(recipe, source)
     exported = yield Step(
         "export",

@@ -16,6 +16,7 @@ from amigo_local.stages.imatrix import ImatrixParams
 from amigo_local.stages.unpack import UnpackParams
 
 AUTO = "auto"
+AUTO_CHUNKS = 40  # 20,480 tokens: on a 12B model and a laptop's processor most of an hour
 _RAM_BYTES = 300 << 20  # of the pass itself, at most (docs/measurements.md); the proof takes what is free
 _ELEMENTS_PER_SECOND = 8e6  # with its check: 134.5 M in 16 s on two cores (docs/measurements.md)
 
@@ -84,7 +85,7 @@ def steps(params: ExportRequest, context: StageContext) -> Chain:
                 "--imatrix auto needs a run: it is collected on the run's training data",
                 f"amigo-local imatrix {base} --texts FILE, then --imatrix PATH",
             )
-        imatrix = (yield Step("imatrix", ImatrixParams(ref=base, texts=dataset))).path
+        imatrix = (yield Step("imatrix", ImatrixParams(ref=base, texts=dataset, chunks=AUTO_CHUNKS))).path
     yield Step(
         "export",
         ExportParams(

@@ -11,7 +11,6 @@ import msgspec
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
-from amigo_local.domain.recipe import Positive
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._models import resolve
 
@@ -19,19 +18,21 @@ FILE = "imatrix.gguf"
 _PIECE_CHARACTERS = 1 << 20
 _CHUNK_TOKENS = 512  # what llama-imatrix takes
 _RAM_BYTES = 600 << 20  # besides the weights: 0.4 GB of keys and values for a 12B, twice 64 MB of logits
-_MULTIPLICATIONS_PER_SECOND = 15e9  # 134.5 M parameters, 1024 tokens: 7.5 s on one core
+_MULTIPLICATIONS_PER_SECOND = 15e9  # 134.5 M parameters, 2048 tokens: 15 s with llama.cpp's Q4_1 on one busy core
 
 
 class ImatrixParams(Params, frozen=True, kw_only=True):
     ref: Annotated[str, argument("REF of the model to measure (a GGUF or a tag).")]
     texts: Annotated[str, option("What to measure it on: a text file, or a data set (or a file of one) by `prepare`.")]
-    chunks: Annotated[Positive, option("At most so many pieces of 512 tokens.")] = 100
+    chunks: Annotated[int, option("At most so many pieces of 512 tokens.")] = 100
     out: Annotated[str | None, option("File to write; default: in the home folder.")] = None
 
 
 def inputs(params: ImatrixParams, context: StageContext) -> dict[str, str]:
     model = resolve(params.ref, context)
     model.need_gguf("imatrix")
+    if params.chunks < 1:
+        raise InputError(f"--chunks is {params.chunks}, expected at least 1", "leave it out for 100")
     return {"model": model.digest, "texts": context.workspace.digests.digest(_file(params.texts))}
 
 

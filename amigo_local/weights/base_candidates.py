@@ -126,6 +126,7 @@ def base_candidates(header: GgufHeader, tag: str | None = None) -> tuple[Candida
         *_from_shape(header, shape, tag, known),
     ):
         best, reasons, name = found.get(repo.lower(), (rank, [], repo))
+        name = repo if repo in known else name  # as its owner writes it, not as a converter does
         found[repo.lower()] = (min(best, rank), [*reasons, reason], name)
     ordered = sorted(found.values(), key=lambda entry: entry[0])  # stable: as they were found within a rank
     made: dict[str, Candidate] = {}
@@ -166,9 +167,12 @@ def _from_metadata(metadata: Mapping[str, object], known: list[str]) -> Iterator
         for repo in named:
             yield 1, repo, f"the file's name is {text('name') or name!r}"
     if organization and parts[0]:
-        composed = "-".join(part.replace(" ", "-") for part in parts if part)
-        if _plain(composed) not in {_plain(_basename(repo)) for repo in known}:
-            yield 1, f"{organization}/{composed}", "the file's organization, basename, size and finetune put together"
+        own = [repo for repo in known if repo.lower().startswith(f"{organization.lower()}/")]
+        composed = f"{organization}/" + "-".join(part.replace(" ", "-") for part in parts if part)
+        # Where its maker's models of this shape are known, another name is mostly one that a training run had inside.
+        yield (5 if own else 1), composed, "the file's organization, basename, size and finetune put together"
+        for repo in own:
+            yield 3, repo, f"the file's organization is {organization}"
 
     for i in range(8):  # merges have several; more than a few are no one's base
         repo = repository_in(text(f"base_model.{i}.repo_url"))

@@ -17,26 +17,31 @@ _FIRST_READ_BYTES = 64 << 10  # holds the table of most shards, so that one requ
 CONFIG_FILE = "config.json"
 
 
-def weight_files(sizes: Mapping[str, int], read: ReadRange) -> tuple[str, ...]:
-    """The safetensors files of a checkpoint, from its index. Raises InputError when it has none in that format."""
+def weight_files(label: str, sizes: Mapping[str, int], read: ReadRange) -> tuple[str, ...]:
+    """The safetensors files of a checkpoint, from its index. `label` is what messages call it.
+
+    Raises InputError when it has none in that format.
+    """
     if INDEX_FILE in sizes:
         try:
             index = json.loads(read(INDEX_FILE, 0, sizes[INDEX_FILE]))
             files = tuple(sorted(set(index["weight_map"].values())))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{INDEX_FILE}: can't be read: {error!r}", "take another repository") from error
+            raise InputError(
+                f"{label}: its {INDEX_FILE} can't be read: {error!r}", "take another repository"
+            ) from error
     else:
         files = (SINGLE_FILE,)
     missing = [name for name in files if name not in sizes or "/" in name]
     if missing or CONFIG_FILE not in sizes:
         raise InputError(
-            f"it holds no {missing[0] if missing else CONFIG_FILE}, so it is no checkpoint in safetensors format",
+            f"{label} holds no {missing[0] if missing else CONFIG_FILE}, so it is no checkpoint in safetensors format",
             "take the repository of the original model, not one of GGUF or .bin files",
         )
     return files
 
 
-def fetch_outline(directory: Path, sizes: Mapping[str, int], read: ReadRange) -> dict[str, StoredTensor]:
+def fetch_outline(directory: Path, label: str, sizes: Mapping[str, int], read: ReadRange) -> dict[str, StoredTensor]:
     """Writes config, index and sparse shards with their tables into `directory`: kilobytes, whatever the model's size.
 
     The tensors are of the real shapes and lie where they will; rows come with `fetch_rows`. Raises InputError when
@@ -46,7 +51,7 @@ def fetch_outline(directory: Path, sizes: Mapping[str, int], read: ReadRange) ->
     for name in (CONFIG_FILE, INDEX_FILE):
         if name in sizes:
             (directory / name).write_bytes(read(name, 0, sizes[name]))
-    for name in weight_files(sizes, read):
+    for name in weight_files(label, sizes, read):
         size = sizes[name]
         head = read(name, 0, min(_FIRST_READ_BYTES, size))
         length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0

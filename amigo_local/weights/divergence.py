@@ -77,7 +77,9 @@ def change_share(before: Rows, after: Rows, plain: Rows, changed: Rows) -> Chang
     for rows in _blocks(before, after, plain, changed):
         wide = [part.astype(np.float64) for part in rows]
         weights = np.exp(_log_softmax(rows[1]))
-        expected, found = (each - (weights * each).sum(1, keepdims=True) for each in (wide[1] - wide[0], wide[3] - wide[2]))
+        expected, found = (
+            each - (weights * each).sum(1, keepdims=True) for each in (wide[1] - wide[0], wide[3] - wide[2])
+        )
         both += (weights * expected * found).sum(1).tolist()
         alone += (weights * expected * expected).sum(1).tolist()
     total = sum(alone)

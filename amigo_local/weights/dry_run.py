@@ -14,25 +14,15 @@ import llama_cpp
 from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.weights.ggml_types import FILE_TYPE_IDS, TYPES_BY_NAME
 from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, TensorInfo
-from amigo_local.weights.gguf_writer import encode_field
+from amigo_local.weights.gguf_writer import PlannedTensor, encode_field, encode_head, file_bytes
 from amigo_local.weights.llama_cpp_model import QuietLog
-from amigo_local.weights.quantization_mix import MIXES, UNPORTED_ARCHITECTURES, tensor_types
+from amigo_local.weights.quantization_mix import MIXES
 
-_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 # "[   3/ 292] blk.0.attn_k.weight - [ 4096, 1024, 1, 1], type = f16, size = 8.00 MiB -> 2.25 MiB (q4_K)"; the
 # arrow is missing where nothing changes.
 _TENSOR_LINE = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size = [^(\n]*(?:\((\w+)\))?$", re.M)
 _FAILURE = re.compile(r"failed to quantize: (.*)")
 _NEEDS_IMATRIX = "will require an imatrix"
-
-
-def types_for(
-    header: GgufHeader, tensors: Sequence[TensorInfo], mix: str, scratch_parent: Path, *, has_imatrix: bool = False
-) -> dict[str, int]:
-    """`tensor_types` where the rule is ported, else `dry_run_types`; same arguments, answer and errors."""
-    if mix in MIXES and header.architecture not in UNPORTED_ARCHITECTURES:
-        return tensor_types(header, tensors, mix, has_imatrix=has_imatrix)
-    return dry_run_types(header, tensors, mix, scratch_parent, has_imatrix=has_imatrix)
 
 
 def dry_run_types(
@@ -60,7 +50,7 @@ def dry_run_types(
     if _NEEDS_IMATRIX in said:
         raise InputError(
             f"{header.path}: {mix} needs an importance matrix and there is none",
-            "give an importance matrix, or a mix that needs none, such as Q3_K_M",
+            "add --imatrix auto, or choose a mix that needs none, such as Q3_K_M",
         )
     types = {name: TYPES_BY_NAME[(new or old).upper()].id for name, old, new in _TENSOR_LINE.findall(said)}
     if types.keys() != {tensor.name for tensor in tensors}:
@@ -71,17 +61,10 @@ def dry_run_types(
 def _write_skeleton(path: Path, header: GgufHeader, tensors: Sequence[TensorInfo]) -> None:
     """A GGUF with the architecture's metadata, no tokenizer, and a hole in the place of tensor data."""
     fields = _fields(header)
-    table = bytearray()
-    offset = 0
-    for tensor in tensors:
-        name, rank = tensor.name.encode(), len(tensor.dimensions)
-        table += struct.pack("<Q", len(name)) + name
-        table += struct.pack(f"<I{rank}QIQ", rank, *tensor.dimensions, tensor.type_id, offset)
-        offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields) + table
+    plan = [PlannedTensor(tensor.name, tensor.dimensions, tensor.type_id) for tensor in tensors]
     with path.open("wb") as file:
-        file.write(head)
-        file.truncate(-(-len(head) // _ALIGNMENT) * _ALIGNMENT + offset)
+        file.write(encode_head(fields, plan))
+        file.truncate(file_bytes(fields, plan))
 
 
 def _fields(header: GgufHeader) -> list[bytes]:

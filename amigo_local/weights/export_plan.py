@@ -22,8 +22,11 @@ _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 _F16 = TYPES_BY_NAME["F16"].id
 # Intermediate formats of ggml's own arithmetic and plain integers: nothing writes weights in them.
 _UNWRITABLE = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
-# ggml_quantize_requires_imatrix in ggml.c.
-NEED_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+# ggml_quantize_requires_imatrix in ggml.c: the kernels abort without one. tensor_requires_imatrix in llama-quant.cpp:
+# llama.cpp refuses, but for embedding and head, since the result would be poor.
+_ABORT_WITHOUT_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+_POOR_WITHOUT_IMATRIX = _ABORT_WITHOUT_IMATRIX | {"IQ3_XXS", "IQ2_S", "IQ1_M"}
+_EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
 class ExportPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +168,8 @@ def _refuse_unwritable(donor: GgufHeader, tensors: Sequence[PlannedTensor], has_
                 f"{donor.path}: {tensor.name} is {kind}, which no changed weight can be written in",
                 "choose another quantization than keep",
             )
-        if kind in NEED_IMATRIX and not has_imatrix:
+        needing = _ABORT_WITHOUT_IMATRIX if tensor.name in _EMBEDDINGS else _POOR_WITHOUT_IMATRIX
+        if kind in needing and not has_imatrix:
             raise InputError(
                 f"{donor.path}: {tensor.name} would be {kind}, which needs an importance matrix", "add --imatrix auto"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -14,6 +14,7 @@ from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
 from amigo_local.weights.kernels import Bytes
 
 _VERSION = 3
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9  # enum gguf_type
 _FORMATS = {UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?"}
 # A split file's own bookkeeping: what is written is one file.
@@ -92,11 +93,10 @@ class GgufWriter:
         self, path: Path, fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment: int = 32
     ) -> None:
         self._tensors, self._alignment = tensors, alignment
-        self._head = _header(fields, tensors, alignment)
         self._index = 0
         self._left = tensors[0].nbytes if tensors else 0
         self._file: BinaryIO = path.open("wb", buffering=0)
-        self._write(self._head)
+        self._write(encode_head(fields, tensors, alignment))
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -126,7 +126,7 @@ class GgufWriter:
             raise AssertionError("the GGUF ended before its plan")
 
 
-def _header(fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment: int) -> bytes:
+def encode_head(fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment: int = ALIGNMENT) -> bytes:
     """Everything before the data (ggml/docs/gguf.md); offsets count from the data's start."""
     parts = [b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(fields)), *fields]
     offset = 0
@@ -139,7 +139,7 @@ def _header(fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment
     return b"".join(parts)
 
 
-def file_bytes(fields: Iterable[bytes], tensors: Sequence[PlannedTensor], alignment: int = 32) -> int:
+def file_bytes(fields: Sequence[bytes], tensors: Sequence[PlannedTensor], alignment: int = ALIGNMENT) -> int:
     """Size of the file that a writer with this plan makes."""
     padded = sum(-(-tensor.nbytes // alignment) * alignment for tensor in tensors)
-    return len(_header(list(fields), tensors, alignment)) + padded
+    return len(encode_head(fields, tensors, alignment)) + padded

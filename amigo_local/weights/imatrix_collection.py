@@ -6,6 +6,7 @@ import ctypes
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import numpy.typing as npt
 
 from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.domain.events import Emit, Progress
-from amigo_local.weights.architecture import supported
 from amigo_local.weights.gguf_header import GgufHeader, read_header
+from amigo_local.weights.graph_reader import F32, GraphReader, Tensor
 from amigo_local.weights.imatrix import ImportanceEntry, ImportanceMatrix
-from amigo_local.weights.kernels import _library_path
 from amigo_local.weights.language_model import copy_bytes, loadable
 from amigo_local.weights.llama_cpp_model import LlamaCppModel, QuietLog
 
@@ -27,99 +27,7 @@ Counts = npt.NDArray[np.int64]
 
 MIN_TOKENS = 32  # the first token of a chunk is an outlier in every layer; it must not be all there is
 _LOGIT_BYTES = 64 << 20  # of logits nobody reads; llama.cpp holds them twice
-_F32, _I32 = 0, 26  # enum ggml_type
 _FLASH_ATTENTION_OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
-_OBJECT_BYTES = 32  # GGML_OBJECT_SIZE
-
-
-class _Tensor(ctypes.Structure):
-    """struct ggml_tensor in ggml.h."""
-
-
-_Tensor._fields_ = (
-    ("type", ctypes.c_int),
-    ("buffer", ctypes.c_void_p),
-    ("ne", ctypes.c_int64 * 4),
-    ("nb", ctypes.c_size_t * 4),
-    ("op", ctypes.c_int),
-    ("op_params", ctypes.c_int32 * 16),
-    ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(_Tensor) * 10),
-    ("view_src", ctypes.c_void_p),
-    ("view_offs", ctypes.c_size_t),
-    ("data", ctypes.c_void_p),
-    ("name", ctypes.c_char * 64),
-    ("extra", ctypes.c_void_p),
-    ("padding", ctypes.c_char * 8),
-)
-
-
-class _InitParams(ctypes.Structure):
-    """struct ggml_init_params in ggml.h."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-class _Ggml:
-    """libggml's view of tensors. Raises AmigoError when its struct ggml_tensor is not the one above."""
-
-    def __init__(self) -> None:
-        self.library = library = ctypes.CDLL(str(_library_path()))
-        pointer, number = ctypes.POINTER(_Tensor), ctypes.c_int64
-        library.ggml_init.argtypes, library.ggml_init.restype = [_InitParams], ctypes.c_void_p
-        library.ggml_free.argtypes, library.ggml_free.restype = [ctypes.c_void_p], None
-        library.ggml_new_tensor_3d.argtypes = [ctypes.c_void_p, ctypes.c_int, number, number, number]
-        library.ggml_new_tensor_3d.restype = pointer
-        library.ggml_mul_mat.argtypes, library.ggml_mul_mat.restype = [ctypes.c_void_p, pointer, pointer], pointer
-        library.ggml_mul_mat_id.argtypes = [ctypes.c_void_p, pointer, pointer, pointer]
-        library.ggml_mul_mat_id.restype = pointer
-        library.ggml_set_name.argtypes, library.ggml_set_name.restype = [pointer, ctypes.c_char_p], pointer
-        library.ggml_op_name.argtypes, library.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
-        library.ggml_nbytes.argtypes, library.ggml_nbytes.restype = [pointer], ctypes.c_size_t
-        library.ggml_tensor_overhead.argtypes, library.ggml_tensor_overhead.restype = [], ctypes.c_size_t
-        library.ggml_backend_tensor_get.argtypes = [pointer, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-        library.ggml_backend_tensor_get.restype = None
-        context = library.ggml_init(_InitParams(1 << 16, None, True))
-        try:
-            self.multiply, self.multiply_by_expert = self._check_layout(context)
-        finally:
-            library.ggml_free(context)
-
-    def _check_layout(self, context: int) -> tuple[int, int]:
-        """Has the library make tensors of known kinds and looks for them through the struct. Returns the ids of
-        GGML_OP_MUL_MAT and GGML_OP_MUL_MAT_ID."""
-        library = self.library
-        weight = library.ggml_new_tensor_3d(context, _F32, 4, 6, 3)
-        given = library.ggml_new_tensor_3d(context, _F32, 4, 2, 5)
-        experts = library.ggml_new_tensor_3d(context, _I32, 2, 5, 1)
-        library.ggml_set_name(weight, b"blk.0.probe.weight")
-        plain = library.ggml_mul_mat(context, library.ggml_new_tensor_3d(context, _F32, 4, 6, 1), given)[0]
-        chosen = library.ggml_mul_mat_id(context, weight, given, experts)[0]
-        if not (
-            library.ggml_tensor_overhead() == ctypes.sizeof(_Tensor) + _OBJECT_BYTES
-            and library.ggml_op_name(plain.op) == b"MUL_MAT"
-            and library.ggml_op_name(chosen.op) == b"MUL_MAT_ID"
-            and [_address(chosen.src[i]) for i in range(4)] == [*map(_address, (weight, given, experts)), None]
-            and (list(chosen.ne), list(plain.ne)) == ([6, 2, 5, 1], [6, 2, 5, 1])
-            and (list(weight[0].nb), experts[0].type) == ([4, 16, 96, 288], _I32)
-            and weight[0].name == b"blk.0.probe.weight"
-        ):
-            raise AmigoError(
-                "llama.cpp's struct ggml_tensor is laid out otherwise than in llama-cpp-python 0.3.36",
-                "pip install llama-cpp-python==0.3.36",
-            )
-        return plain.op, chosen.op
-
-    def values(self, pointer: Any, dtype: type[np.float32] | type[np.int32]) -> npt.NDArray[Any]:
-        """A copy of a tensor of 4-byte numbers, wherever it lies: (ne[3], ne[2], ne[1], ne[0])."""
-        tensor = pointer[0]
-        raw = np.empty(self.library.ggml_nbytes(pointer), np.uint8)
-        self.library.ggml_backend_tensor_get(pointer, raw.ctypes.data, 0, raw.nbytes)
-        return np.ndarray(tuple(tensor.ne)[::-1], dtype, raw.data, strides=tuple(tensor.nb)[::-1])
-
-
-def _address(pointer: Any) -> int | None:
-    return ctypes.cast(pointer, ctypes.c_void_p).value
 
 
 def _weight_name(name: bytes) -> str:
@@ -140,7 +48,7 @@ class _Collector:
         self.failure: BaseException | None = None
         self._newest = ""
         self._last_name: str | None = None  # after which nothing is left to see; known once a batch is through
-        self._ggml = _Ggml()
+        self._graph = GraphReader()
         self._on_layer, self._layer = on_layer, -1
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._called)
 
@@ -149,28 +57,31 @@ class _Collector:
         if self.failure is not None:
             return ask  # every part of the graph ends after its first node
         try:
-            node = ctypes.cast(address, ctypes.POINTER(_Tensor))[0]
-            if node.op not in (self._ggml.multiply, self._ggml.multiply_by_expert):
+            node = ctypes.cast(address, ctypes.POINTER(Tensor))[0]
+            if node.op not in (self._graph.multiply, self._graph.multiply_by_expert):
                 return not ask
             name = _weight_name(node.src[0][0].name)
             if ask:
-                return name.startswith("blk.") and node.src[1][0].type == _F32
+                return name.startswith("blk.") and node.src[1][0].type == F32
             self._add(name, node)
             return name != self._last_name  # what follows is the head, in small models most of the work
         except BaseException as error:  # noqa: BLE001  # raised again by `decoded`
             self.failure = error
             return False
 
-    def _add(self, name: str, node: _Tensor) -> None:
+    def _add(self, name: str, node: Tensor) -> None:
         weight = node.src[0][0]
-        inputs: npt.NDArray[np.float32] = self._ggml.values(node.src[1], np.float32)
-        if node.op == self._ggml.multiply:
+        inputs: npt.NDArray[np.float32] = self._graph.values(node.src[1], np.float32)
+        if node.op == self._graph.multiply:
             if weight.ne[2] * weight.ne[3] != 1:
-                raise InputError(f"{name} holds {weight.ne[2] * weight.ne[3]} matrices", "no importance matrix for it")
+                raise InputError(
+                    f"{name} holds {weight.ne[2] * weight.ne[3]} matrices and no experts, which isn't measured here",
+                    "export this model without an importance matrix",
+                )
             added = np.einsum("abij,abij->j", inputs, inputs, dtype=np.float64)[None]
             seen = np.array([inputs.size // inputs.shape[-1]])
         else:
-            added, seen = self._by_expert(inputs[0], self._ggml.values(node.src[2], np.int32)[0, 0], weight.ne[2])
+            added, seen = self._by_expert(inputs[0], self._graph.values(node.src[2], np.int32)[0, 0], weight.ne[2])
         if not np.isfinite(added).all():
             raise AmigoError(f"the inputs of {name} are not finite", "the model's weights are damaged: take it anew")
         self.sums[name] = self.sums.get(name, 0) + added
@@ -213,7 +124,7 @@ class _MeasuredModel(LlamaCppModel):
         settings.n_batch = settings.n_ubatch = settings.n_outputs_max = self.batch_tokens
         settings.n_threads = settings.n_threads_batch = threads or max(1, (os.cpu_count() or 2) // 2)
         # As in LlamaCppModel: what is measured must not depend on how the cache rounds.
-        settings.type_k = settings.type_v = _F32
+        settings.type_k = settings.type_v = F32
         settings.flash_attn_type = _FLASH_ATTENTION_OFF
         settings.swa_full = True
         settings.no_perf = True
@@ -223,6 +134,10 @@ class _MeasuredModel(LlamaCppModel):
             self.close()
             raise AmigoError(f"{path}: llama.cpp can't make a context: {log.first_error}", "free some memory")
         return context
+
+    @property
+    def layers(self) -> int:
+        return max(1, int(llama_cpp.llama_model_n_layer(self._model)))
 
     @property
     def first_token(self) -> int | None:
@@ -266,7 +181,16 @@ def imatrix_disk_needed(header: GgufHeader) -> int:
     """Bytes that the file and what `collect` puts beside it take at most."""
     # Of every matrix a float for each column, experts apart, and two rows of the tensor table.
     sums = sum(4 * tensor.elements // tensor.dimensions[1] for tensor in header.tensors if len(tensor.dimensions) > 1)
-    return sums + 256 * len(header.tensors) + (copy_bytes(header) if header.architecture in supported() else 0)
+    return sums + 256 * len(header.tensors) + _copy_bytes(header)
+
+
+def _copy_bytes(header: GgufHeader) -> int:
+    """What a copy that llama.cpp can load takes; 0 where it is given the file itself, as every kind of model that
+    isn't mended or exported here: llama.cpp then says whether it can."""
+    try:
+        return copy_bytes(header)
+    except InputError:
+        return 0
 
 
 def collect(
@@ -290,9 +214,7 @@ def collect(
     Raises InputError for too few tokens or ids that the model doesn't have; whatever `emit` raises passes through.
     """
     header = read_header(gguf_path)
-    if header.architecture not in supported():
-        return _collect(gguf_path, samples, emit, context_tokens, threads, max_chunks, datasets)
-    with loadable(header, scratch_dir) as path:
+    with loadable(header, scratch_dir) if _copy_bytes(header) else nullcontext(header.path) as path:
         return _collect(path, samples, emit, context_tokens, threads, max_chunks, datasets)
 
 
@@ -312,7 +234,7 @@ def _collect(
 
     collector = _Collector(on_layer)
     with _MeasuredModel(path, context_tokens, threads, collector.callback) as model:
-        layers = max(1, llama_cpp.llama_model_n_layer(model._model))
+        layers = model.layers
         wanted = None if max_chunks is None else max_chunks * model.context_tokens
         tokens = _tokens(model, samples, wanted)
         size = min(model.context_tokens, len(tokens))

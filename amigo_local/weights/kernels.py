@@ -145,7 +145,8 @@ def _another_build(what: str) -> AmigoError:
     return AmigoError(f"libggml is another build than this program knows: {what}", _INSTALL)
 
 
-def _library_path() -> Path:
+def library_path() -> Path:
+    """Of libggml-base. Raises InputError when llama-cpp-python isn't installed, AmigoError when it has no library."""
     found = importlib.util.find_spec("llama_cpp")  # finds without importing: half a second saved
     if found is None or not found.submodule_search_locations:
         raise InputError("llama-cpp-python is not installed: nothing can be dequantized", _INSTALL)
@@ -163,7 +164,7 @@ def load_kernels(threads: int | None = None) -> Kernels:
 
     Raises InputError when llama-cpp-python is missing, AmigoError when it is a build of another layout.
     """
-    path = _library_path()
+    path = library_path()
     try:
         library = ctypes.CDLL(str(path))
         library.ggml_get_type_traits.argtypes = [ctypes.c_int]

@@ -14,7 +14,7 @@ from amigo_local.weights.compare_base import language_tensors
 from amigo_local.weights.gguf_header import GgufHeader
 from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, PlannedTensor, StoredTensor
 
-_VISION_ONLY = ("preprocessor_config.json", "processor_config.json")
+_INDEX = ".safetensors.index.json"
 
 
 def is_multimodal(stored: Mapping[str, StoredTensor]) -> bool:
@@ -47,9 +47,8 @@ def write_language_checkpoint(
     settings = {key: value for key, value in config.items() if value is not None}
     (out_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     for path in sorted(source_dir.iterdir()):
-        if path.suffix != ".safetensors" and path.name not in ("config.json", *_VISION_ONLY):
-            if not path.name.endswith(".safetensors.index.json"):
-                shutil.copyfile(path, out_dir / path.name)
+        if path.suffix != ".safetensors" and path.name != "config.json" and not path.name.endswith(_INDEX):
+            shutil.copyfile(path, out_dir / path.name)
 
     plan = [PlannedTensor(name, tensor.shape, tensor.dtype) for name, tensor in plain.items()]
     total, done = sum(tensor.nbytes for tensor in plan), 0

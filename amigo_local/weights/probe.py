@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from amigo_local.weights.gguf_header import GgufHeader
+
 MAX_TOKENS = 64
 # What one side's logits may take: all 64 positions of 8 prompts at 49152 tokens, 16 of each at Gemma's 262144.
 LOGIT_BYTES = 128 << 20
+_TORCH_BYTES = 768 << 20  # torch and transformers themselves, and the activations of 8 prompts
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -29,3 +32,13 @@ def _spread(length: int, count: int) -> tuple[int, ...]:
     """`count` of `length` positions at even distances, the last one among them."""
     count = min(count, length)
     return tuple((i + 1) * length // count - 1 for i in range(count))
+
+
+def comparison_bytes(header: GgufHeader) -> int:
+    """RAM at the peak of comparing torch with llama.cpp: a layer in float32 and four logits; no pages of mapped files."""
+    layers: dict[str, int] = {}
+    for tensor in header.tensors:
+        if tensor.name.startswith("blk."):
+            layer = tensor.name.split(".")[1]
+            layers[layer] = layers.get(layer, 0) + 4 * tensor.elements
+    return max(layers.values(), default=0) + 4 * LOGIT_BYTES + _TORCH_BYTES

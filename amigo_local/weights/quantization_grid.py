@@ -46,12 +46,15 @@ _SMALLEST = 2.0**-25
 _REFERENCE_ROUNDING = 2.0**-8
 # Steps beyond half a step that count as nearest, and the share of misplaced weights that the right original shows.
 # Measured on SmolLM2's weights with noise between their own codes: K-quants and Q8_0, with an importance matrix or
-# without, none at all (Q8_0 of an original that was rounded to bf16: 0.0001). The older types scale once more after
-# choosing codes for an importance matrix: up to 0.007. A change of 0.5 % in every weight: 0.0014 (Q4_K) to 0.16
-# (Q8_0); of 1 %: 0.011 in Q4_0. Requantized from Q8_0: 0.0004 (Q4_K) to 0.035 (Q6_K), not to be told from a change.
+# without, none at all. A low-rank change of half a percent: 0.0003 (Q2_K), 0.001 (Q4_K), 0.025 (Q6_K), 0.1 (Q8_0).
+# Requantized from Q8_0: 0.0004 (Q4_K) to 0.035 (Q6_K), not to be told from a change.
 _SLACK, _LIMIT = 0.005, 0.0002
-_OLD_SLACK, _OLD_LIMIT = 0.02, 0.01
+# Older types scale once more after they have chosen codes for an importance matrix: up to 0.007. Without one they
+# fit the scale to the outermost weights (quantize_row_q4_0_ref in ggml-quants.c), which every block then shows.
+_OLD_SLACK, _WEIGHTED_LIMIT = 0.02, 0.01
 _OLD = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1"})
+_SPANS_BOTH_ENDS = frozenset({"Q4_1", "Q5_1"})
+_WEIGHTED_SHARE = 0.01  # of blocks that don't; measured: none without an importance matrix, 0.02 to 0.41 with one
 # Types with uneven values: the largest relative error measured on the same weights, importance weights drawn from
 # a log-normal distribution of deviation 0.5 and 1.5. Below it nothing can be said of a change.
 _TYPICAL_ERROR = {
@@ -78,6 +81,9 @@ class Residual(msgspec.Struct, frozen=True):
     found: float = 0.0
     nearest: float = 0.0
     misplaced: int = 0
+    blocks: int = 0
+    weighted_blocks: int = 0
+    """Blocks of an older type whose scale an importance matrix chose."""
 
     def __add__(self, other: Self) -> Residual:
         return Residual(
@@ -86,12 +92,15 @@ class Residual(msgspec.Struct, frozen=True):
             self.found + other.found,
             self.nearest + other.nearest,
             self.misplaced + other.misplaced,
+            self.blocks + other.blocks,
+            self.weighted_blocks + other.weighted_blocks,
         )
 
-
-def misplaced_limit(kind: GgmlType) -> float:
-    """The share of misplaced weights that a file shows of its very own original."""
-    return _OLD_LIMIT if kind.name in _OLD else _LIMIT
+    @property
+    def is_explained(self) -> bool:
+        """Whether the file's very own original may show as many misplaced weights."""
+        weighted = self.weighted_blocks > _WEIGHTED_SHARE * self.blocks
+        return self.misplaced <= self.elements * (_WEIGHTED_LIMIT if weighted else _LIMIT)
 
 
 def residual(kernels: Kernels, kind: GgmlType, raw: Bytes, original: Rows) -> Residual:
@@ -101,13 +110,16 @@ def residual(kernels: Kernels, kind: GgmlType, raw: Bytes, original: Rows) -> Re
     error = values - reference
     total, found = _squares(reference), _squares(error)
     if kind.name in _CODES:
-        nearest, misplaced = _at_nearest(kernels, kind, raw.reshape(-1, kind.block_bytes), reference, values, error)
-    elif kind.name in _OWN_ROUNDING:
-        nearest, misplaced = _at_rounding(_OWN_ROUNDING[kind.name], reference, error)
-    else:
-        limit = _TYPICAL_ERROR.get(kind.name, _UNKNOWN_ERROR) ** 2 * total
-        return Residual(reference.size, total, found, min(found, limit), reference.size if found > limit else 0)
-    return Residual(reference.size, total, found, found + nearest, misplaced)
+        grid = _grid(kernels, kind, raw.reshape(-1, kind.block_bytes))
+        saved, misplaced = _at_nearest(kind, grid, reference, values, error)
+        weighted = _weighted(kind, grid, values) if kind.name in _OLD else 0
+        blocks = reference.size // kind.block_size
+        return Residual(reference.size, total, found, found - saved, misplaced, blocks, weighted)
+    if kind.name in _OWN_ROUNDING:
+        saved, misplaced = _at_rounding(_OWN_ROUNDING[kind.name], reference, error)
+        return Residual(reference.size, total, found, found - saved, misplaced)
+    limit = _TYPICAL_ERROR.get(kind.name, _UNKNOWN_ERROR) ** 2 * total
+    return Residual(reference.size, total, found, min(found, limit), reference.size if found > limit else 0)
 
 
 def _squares(values: Rows) -> float:
@@ -115,22 +127,29 @@ def _squares(values: Rows) -> float:
 
 
 def _at_rounding(own: float, reference: Rows, error: Rows) -> tuple[float, int]:
+    """(how much smaller the sum of squares would be without the misplaced weights' errors, how many there are)."""
     bound = np.abs(reference) * np.float32(_REFERENCE_ROUNDING + own) + np.float32(_SMALLEST)
     off = error[np.abs(error) > bound]
-    return -_squares(off), off.size
+    return _squares(off), off.size
+
+
+def _grid(kernels: Kernels, kind: GgmlType, blocks: Bytes) -> tuple[Rows, Rows]:
+    """(value of code 0, distance from one code's value to the next) of each weight."""
+    codes, elements = _CODES[kind.name], len(blocks) * kind.block_size
+    altered = blocks.copy()
+    altered[:, slice(*codes.span)] = 0
+    zero = kernels.dequantize(kind.id, altered.reshape(-1), elements)
+    altered[:, slice(*codes.low_bits)] = codes.ones
+    step = kernels.dequantize(kind.id, altered.reshape(-1), elements)
+    step -= zero
+    return zero, step
 
 
 def _at_nearest(
-    kernels: Kernels, kind: GgmlType, blocks: Bytes, reference: Rows, values: Rows, error: Rows
+    kind: GgmlType, grid: tuple[Rows, Rows], reference: Rows, values: Rows, error: Rows
 ) -> tuple[float, int]:
-    """(what the sum of squares changes by with misplaced weights at their nearest codes, how many there are)."""
-    codes = _CODES[kind.name]
-    altered = blocks.copy()
-    altered[:, slice(*codes.span)] = 0
-    zero = kernels.dequantize(kind.id, altered.reshape(-1), reference.size)
-    altered[:, slice(*codes.low_bits)] = codes.ones
-    step = kernels.dequantize(kind.id, altered.reshape(-1), reference.size)
-    step -= zero
+    """(how much smaller the sum of squares is with misplaced weights at their nearest codes, how many there are)."""
+    codes, (zero, step) = _CODES[kind.name], grid
     bound = np.abs(step) * np.float32(0.5 + (_OLD_SLACK if kind.name in _OLD else _SLACK))
     bound += np.abs(reference) * np.float32(_REFERENCE_ROUNDING)
     # A step of zero leaves one value to choose from.
@@ -139,4 +158,15 @@ def _at_nearest(
     best = np.clip(np.rint((reference[at] - zero[at]) / step[at]), codes.lowest, codes.highest)
     wrong = best != code  # else it stands at an end of the scale, beyond which nothing is nearer
     at, best = at[wrong], best[wrong]
-    return _squares(zero[at] + best * step[at] - reference[at]) - _squares(error[at]), at.size
+    return _squares(error[at]) - _squares(zero[at] + best * step[at] - reference[at]), at.size
+
+
+def _weighted(kind: GgmlType, grid: tuple[Rows, Rows], values: Rows) -> int:
+    """How many blocks have no weight at the end of their scale, or at both ends where there are two."""
+    zero, step = grid
+    with np.errstate(divide="ignore", invalid="ignore"):
+        code = np.rint((values - zero) / step).reshape(-1, kind.block_size)
+    inner = code.min(axis=1) > 0
+    if kind.name in _SPANS_BOTH_ENDS:
+        inner |= code.max(axis=1) < _CODES[kind.name].highest
+    return int(np.count_nonzero(inner))

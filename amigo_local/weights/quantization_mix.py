@@ -109,7 +109,7 @@ def tensor_types(
             types[tensor.name] = default.id
         else:
             category = _category(tensor.name)
-            chosen = _chosen(mix, category, tensor, done[category], model, has_imatrix)
+            chosen = _chosen(mix, category, tensor.name, done[category], model, has_imatrix)
             types[tensor.name] = _fitting(chosen, tensor.dimensions[0]).id
             done[category] += 1
     return types
@@ -126,8 +126,8 @@ def _model(header: GgufHeader, tensors: Sequence[TensorInfo]) -> _Model:
         raise InputError(f"{header.path}: {header.architecture}.block_count is missing", "give a language model's GGUF")
     heads = number("attention.head_count", 0)
     is_70b = layers - number("nextn_predict_layers", 0) == _70B_LAYERS.get(header.architecture)
-    if header.architecture.startswith("llama"):
-        is_70b = is_70b and experts != 8 and heads != number("attention.head_count_kv", heads)
+    if header.architecture.startswith("llama"):  # the first Llama's 65B has 80 layers too
+        is_70b = is_70b and heads != number("attention.head_count_kv", heads)
     categories = Counter(_category(tensor.name) for tensor in tensors)
     return _Model(
         falcon=header.architecture == "falcon",
@@ -162,22 +162,18 @@ def _allows_quantization(tensor: TensorInfo) -> bool:
     )
 
 
-def _chosen(
-    mix: str, category: _Category, tensor: TensorInfo, earlier: int, model: _Model, has_imatrix: bool
-) -> GgmlType:
+def _chosen(mix: str, category: _Category, name: str, earlier: int, model: _Model, has_imatrix: bool) -> GgmlType:
     """llama_tensor_get_type_impl; `earlier` tensors of the category came before this one."""
     default = MIXES[mix]
     if category == "output" or (category == "embedding" and model.tied):
-        if model.falcon or tensor.dimensions[0] % default.block_size:
-            return Q8_0
-        return default if default == Q8_0 else Q6_K
+        return Q8_0 if model.falcon or default == Q8_0 else Q6_K
     if category == "attn_v":
         return _attn_v(mix, earlier, model)
     if category == "attn_k" and model.experts == 8:
         return Q8_0
     if category == "down":
         # Experts are not in order of layers, so that there the name decides instead of the count.
-        layer = _layer_of(tensor.name, earlier) if model.experts > 1 else earlier
+        layer = _layer_of(name, earlier) if model.experts > 1 else earlier
         return _ffn_down(mix, layer, model, has_imatrix)
     if category == "attn_output" and not model.falcon:
         if model.experts == 8:
@@ -201,7 +197,7 @@ def _attn_v(mix: str, earlier: int, model: _Model) -> GgmlType:
         kind = Q6_K
     elif mix == "Q4_K_S" and earlier < 4:
         kind = Q5_K
-    return Q5_K if model.is_70b and kind in (Q3_K, Q4_K) else kind
+    return Q5_K if model.is_70b and kind == Q4_K else kind
 
 
 def _ffn_down(mix: str, layer: int, model: _Model, has_imatrix: bool) -> GgmlType:

@@ -11,10 +11,8 @@ from amigo_local.weights.checkpoint_config import token_id
 from amigo_local.weights.gguf_header import GgufHeader
 from amigo_local.weights.tokenizer_bpe import bpe_tokenizer
 from amigo_local.weights.tokenizer_spm import adds_prefix, spm_model_file, spm_tokenizer
-from amigo_local.weights.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
+from amigo_local.weights.vocabulary import CONTROL, END_TEXTS, USER_DEFINED, Vocabulary, read_vocabulary
 
-# Texts of control tokens that end an answer whatever the metadata says (special_eog_ids in llama-vocab.cpp).
-_STOP_TEXTS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "</s>")
 _SPECIALS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
@@ -72,6 +70,6 @@ def stop_token_ids(header: GgufHeader) -> list[int]:
 
 
 def _stop_ids(header: GgufHeader, vocabulary: Vocabulary) -> list[int]:
-    known = [number for number in vocabulary.ids(CONTROL) if vocabulary.tokens[number] in _STOP_TEXTS]
+    known = [number for number in vocabulary.ids(CONTROL) if vocabulary.tokens[number] in END_TEXTS]
     stated = [number for which in ("eos", "eot") if (number := token_id(header, which)) is not None]
     return list(dict.fromkeys(stated + known))

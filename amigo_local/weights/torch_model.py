@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate
+import accelerate  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import torch
 import transformers
 
 from amigo_local.domain.errors import InputError
-from amigo_local.weights.probe import Probe
 from amigo_local.weights.kernels import Rows
+from amigo_local.weights.probe import Probe
 from amigo_local.weights.weight_source import WeightSource, read_whole
 
 _EMBEDDING, _HEAD, _NORM = "model.embed_tokens", "lm_head", "model.norm"
@@ -79,7 +79,9 @@ class TorchModel:
         if base.config.tie_word_embeddings:
             del expected[f"{_HEAD}.weight"]
         found = self._weights.shapes
-        if different := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        if different := sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        ):
             name = different[0]
             raise InputError(
                 f"{config_dir}: tensor {name} is {found.get(name)}, config.json makes it {expected.get(name)}",
@@ -106,7 +108,7 @@ class TorchModel:
 
     def _look_up(self, module: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         """The rows of the tokens that occur in the place of the embedding, and the tokens renumbered to match."""
-        used, renumbered = args[0].unique(return_inverse=True)
+        used, renumbered = torch.unique(args[0], return_inverse=True)
         rows = [self._weights.row(f"{_EMBEDDING}.weight", int(token)) for token in used]
         module.padding_idx = None  # which only training asks for
         _assign(module, "weight", torch.from_numpy(np.stack(rows)))

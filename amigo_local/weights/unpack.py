@@ -27,10 +27,10 @@ _ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
 _TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three times that
 
 
-def unpack_disk_needed(header: GgufHeader, dtype: Dtype) -> int:
+def unpack_disk_needed(header: GgufHeader, dtype: Dtype | None) -> int:
     """Bytes that `unpack` writes, at most; where llama.cpp can't load the file as it is, the check writes a copy."""
     mapped, _ = map_tensors(header, architecture_of(header))
-    weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype]
+    weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype or advised_dtype(header)]
     return weights + _TOKENIZER_BYTES + (header.file_size if needs_copy(header) else 0)
 
 

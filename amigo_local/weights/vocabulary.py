@@ -19,6 +19,15 @@ SPACE = "\u2581"  # sentencepiece's spelling of a space
 _ADDING_BOS = frozenset(
     {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
 )
+# What llama.cpp takes for the end of an answer, and for control tokens, whatever type the file gives them
+# (special_eog_ids in llama-vocab.cpp).
+END_TEXTS = frozenset(
+    {
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<turn|>", "<end_of_turn>", "<end_of_utterance>"),
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|return|>"),
+        *("<|call|>", "<|calls|>", "<|flush|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    }
+)
 # Phi-3's special tokens swallow the spaces after them, but for these; llama.cpp goes by the model's name, too.
 _NOT_STRIPPING = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
@@ -101,7 +110,7 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
                 f"{header.path}: {count} tokens but {len(numbers[key])} entries in tokenizer.ggml.{key}",
                 "download or export the file again",
             )
-    types = numbers["token_type"][:kept]
+    types = list(numbers["token_type"][:kept])
     if not all(0 <= kind <= BYTE for kind in types):
         raise InputError(
             f"{header.path}: tokenizer.ggml.token_type holds other numbers than 0 to {BYTE}",
@@ -117,6 +126,9 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
             text.replace(" ", SPACE) if " " in text and (kind == USER_DEFINED or not text.strip(" ")) else text
             for text, kind in zip(tokens, types, strict=True)
         ]
+    for number, text in enumerate(tokens):
+        if text in END_TEXTS and types[number] == NORMAL:
+            types[number] = CONTROL
     name = str(header.metadata.get("general.name", "")).lower()
     return Vocabulary(
         model=model,

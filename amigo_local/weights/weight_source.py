@@ -1,4 +1,4 @@
-"""Weights of a checkpoint, read a part at a time: from its safetensors, or straight from the GGUF it would come from."""
+"""Weights of a checkpoint, read a part at a time: from its safetensors, or from the GGUF it would come from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CheckpointWeights:
         return self._tensors[name].chunks()
 
     def row(self, name: str, index: int) -> Rows:
-        return self._tensors[name].rows(index, index + 1)[0]
+        return self._tensors[name].rows(index, index + 1).reshape(-1)
 
 
 class GgufWeights:
@@ -76,4 +76,4 @@ class GgufWeights:
         tensor = self._tensors[name]
         assert tensor.heads is None and not tensor.shift
         with TensorFile(self._header) as file:
-            return file.rows(tensor.source, index, index + 1)[0]
+            return file.rows(tensor.source, index, index + 1).reshape(-1)

@@ -13,6 +13,7 @@ import torch
 from amigo_local.domain.errors import InputError
 from amigo_local.weights.adapter import check_adapter_fits, read_adapter
 from amigo_local.weights.safetensors_file import read_checkpoint
+from amigo_local.weights.weight_change import EmbeddingLora, LoraModule, Replacement
 from tests.weights.conftest import write_adapter
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -70,8 +71,7 @@ def test_scaling_follows_rslora_and_patterns_as_in_peft(
     ("changes", "named"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
-        ({"use_dora": True}, "use_dora is True"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"use_dora": True}, "has no DoRA magnitude, adapter_config.json says use_dora=True"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"lora_bias": True}, "lora_bias is True"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
@@ -90,15 +90,31 @@ def test_what_is_not_plain_lora_is_refused_by_name(
     assert caught.value.hint
 
 
-def test_lora_on_embeddings_is_refused(exact_llama: Path, unpacked: Callable[[Path], Path], tmp_path: Path) -> None:
-    write_adapter(unpacked(exact_llama), tmp_path, target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(InputError, match=r"embed_tokens\..* is not LoRA on a linear module"):
-        read_adapter(tmp_path)
+def test_a_real_dora_adapter_is_read_with_its_magnitudes(
+    exact_llama: Path, unpacked: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    adapter = write_adapter(unpacked(exact_llama), tmp_path / "dora", use_dora=True)
+    module = read_adapter(adapter).modules[QUERY]
+    assert isinstance(module, LoraModule) and module.magnitude is not None
+    saved = safetensors.torch.load_file(adapter / "adapter_model.safetensors")
+    expected = saved["base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"]
+    assert torch.equal(torch.from_numpy(module.magnitude.array()), expected)
+    with pytest.raises(InputError, match="has a DoRA magnitude, adapter_config.json says use_dora=False"):
+        read_adapter(_copy(adapter, tmp_path / "denied", use_dora=False))
 
 
-def test_a_real_dora_adapter_is_refused(exact_llama: Path, unpacked: Callable[[Path], Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use_dora is True"):
-        read_adapter(write_adapter(unpacked(exact_llama), tmp_path, use_dora=True))
+def test_what_is_saved_whole_is_a_replacement_and_the_frozen_embedding_is_not(
+    exact_llama: Path, unpacked: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    modules = read_adapter(
+        write_adapter(
+            unpacked(exact_llama), tmp_path, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"]
+        )
+    ).modules
+    assert isinstance(modules["model.norm.weight"], Replacement)
+    assert isinstance(modules["model.embed_tokens.weight"], EmbeddingLora)
+    assert modules["model.embed_tokens.weight"].shape == (1024, 256)
+    assert not any("base_layer" in name for name in modules)
 
 
 def test_half_a_pair_is_refused(llama_adapter: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from amigo_local.domain.errors import InputError
 from amigo_local.weights.ggml_types import FILE_TYPES, GGML_TYPES, REMOVED_TYPES
 from amigo_local.weights.gguf_cursor import MAX_HEADER_BYTES, MAX_STRINGS, open_source
 from amigo_local.weights.gguf_header import ArrayRef, Items, model_shape, parse, read_header
+from amigo_local.weights.kernels import load_kernels
 from tests.support.gguf_bytes import (
     ARCHITECTURE,
     ARRAY,
@@ -47,19 +48,23 @@ def test_everything_is_read_as_gguf_py_reads_it(model: str, request: pytest.Fixt
     assert header.files == (path,) and {tensor.file for tensor in header.tensors} == {0}
     expected = {key: field for key, field in reference.fields.items() if not key.startswith("GGUF.")}
     assert list(header.metadata) == list(header.raw_fields) == list(expected)
+    with path.open("rb") as file:
+        head = file.read(header.data_offset)
     for key, stored in expected.items():
         value = stored.contents()
         found = header.metadata[key]
         assert (list(header.array(key)) if isinstance(found, tuple | ArrayRef) else found) == value, key
         start, end = header.raw_fields[key]
-        assert path.read_bytes()[start:end] == b"".join(part.tobytes() for part in stored.parts), key
+        assert head[start:end] == b"".join(part.tobytes() for part in stored.parts), key
 
 
-def test_types_are_those_of_gguf_py() -> None:
+def test_types_are_those_of_ggml_and_gguf_py() -> None:
+    load_kernels()  # refuses when ggml names or sizes a type otherwise
     sizes = {int(kind): (kind.name, *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    del sizes[9]  # gguf-py takes Q8_1 for 40 bytes; block_q8_1 in ggml-common.h has 36
     ours = {kind.id: kind[1:] for kind in GGML_TYPES.values()}
     assert {number: ours[number] for number in sizes} == sizes
-    assert set(ours) - set(sizes) <= {40, 41, 42}  # newer than some gguf-py
+    assert set(ours) - set(sizes) <= {9, 40, 41, 42}  # the last are newer than some gguf-py
     assert not set(REMOVED_TYPES) & set(sizes)
     names = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
     assert {number: name for number, name in FILE_TYPES.items() if number in names} == {
@@ -216,8 +221,8 @@ BAD_FILES = {
     "zero dimension": (_one("a", (32, 0)), r"tensor a has the shape \[32, 0\], in which no dimension may be 0"),
     "dimension of 2^63": (_one("a", (1 << 63,)), r"tensor a has the shape \[9223372036854775808\], of more elements"),
     "elements that overflow": (_one("a", (1 << 32, 1 << 32, 1 << 32)), "more elements than the 2"),
-    "bytes that overflow": (_one("a", (1 << 62,)), "tensor a ends at byte 18446744073709551712"),
-    "tensor past the end": (_one("a", (32, 32), offset=4096), "tensor a ends at byte 8288, the file has 4192"),
+    "bytes that overflow": (_one("a", (1 << 62,)), "tensor a ends at byte 18446744073709551744"),
+    "tensor past the end": (_one("a", (32, 32), offset=4096), "tensor a ends at byte 8320, the file has 4224"),
     "tensor at the end of the world": (_one("a", (32,), offset=(1 << 64) - 32), "tensor a ends at byte"),
     "misaligned tensor": (_one("a", (32,), offset=4), "tensor a lies at 4, which is not aligned to 32"),
     "name of 64 bytes": (_one("a" * 64, (32,)), "tensor's name is 64 bytes"),
@@ -257,7 +262,7 @@ def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> N
         path.write_bytes(start)
         os.truncate(path, 1 << 40)
         begun = time.perf_counter()
-        with pytest.raises(InputError, match="make sense|makes no sense|make no sense"):
+        with pytest.raises(InputError, match=r"makes? (no )?sense"):
             read_header(path)
         assert time.perf_counter() - begun < 0.5
 

@@ -7,12 +7,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import msgspec
+import numpy as np
 import pytest
 
 from amigo_local.domain.errors import InputError
-from amigo_local.weights.dry_run import dry_run_types, types_for
+from amigo_local.weights.dry_run import dry_run_types
 from amigo_local.weights.ggml_types import FILE_TYPE_IDS, GGML_TYPES, TYPES_BY_NAME
 from amigo_local.weights.gguf_header import GgufHeader, TensorInfo, Value, read_header
 from amigo_local.weights.llama_cpp_model import QuietLog
@@ -26,20 +28,22 @@ def _named(name: str, weight_type: str = "F16") -> tuple[GgufHeader, list[Tensor
     return header_of(metadata, tensors), tensors
 
 
-def _assert_llama_cpp_agrees(header: GgufHeader, tensors: list[TensorInfo], tmp_path: Path) -> None:
-    """Same types in the same order, for every ported mix, with an importance matrix and without."""
+def _assert_llama_cpp_agrees(
+    header: GgufHeader, tensors: list[TensorInfo], tmp_path: Path, *, has_imatrix: bool
+) -> None:
+    """Same types in the same order, for every ported mix."""
     for mix in MIXES:
-        for has_imatrix in (False, True):
-            stated = dry_run_types(header, tensors, mix, tmp_path, has_imatrix=has_imatrix)
-            ours = tensor_types(header, tensors, mix, has_imatrix=has_imatrix)
-            differing = {name: (ours[name], stated[name]) for name in stated if ours[name] != stated[name]}
-            assert not differing, (mix, has_imatrix, header.metadata)
-            assert list(ours) == list(stated)
+        stated = dry_run_types(header, tensors, mix, tmp_path, has_imatrix=has_imatrix)
+        ours = tensor_types(header, tensors, mix, has_imatrix=has_imatrix)
+        differing = {name: (ours[name], stated[name]) for name in stated if ours[name] != stated[name]}
+        assert not differing, (mix, header.metadata)
+        assert list(ours) == list(stated)
 
 
 @pytest.mark.parametrize("name", NAMED_SHAPES)
-def test_known_models_get_the_types_that_llama_cpp_states(name: str, tmp_path: Path) -> None:
-    _assert_llama_cpp_agrees(*_named(name), tmp_path)
+@pytest.mark.parametrize("has_imatrix", [False, True])
+def test_known_models_get_the_types_that_llama_cpp_states(name: str, has_imatrix: bool, tmp_path: Path) -> None:
+    _assert_llama_cpp_agrees(*_named(name), tmp_path, has_imatrix=has_imatrix)
 
 
 # What llama.cpp prints about the files that are published ("llama_model_loader: - type q4_K: 193 tensors").
@@ -130,10 +134,10 @@ def _random_model(chance: random.Random) -> tuple[dict[str, Value], list[TensorI
     return metadata, tensors
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_models_get_the_types_that_llama_cpp_states(seed: int, tmp_path: Path) -> None:
     metadata, tensors = _random_model(random.Random(seed))
-    _assert_llama_cpp_agrees(header_of(metadata, tensors), tensors, tmp_path)
+    _assert_llama_cpp_agrees(header_of(metadata, tensors), tensors, tmp_path, has_imatrix=seed % 2 == 1)
 
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q3_K_M", "Q4_0", "BF16"])
@@ -150,35 +154,77 @@ def test_the_types_are_those_in_a_file_that_llama_cpp_writes(write: type, mix: s
     assert list(dry_run_types(header, header.tensors, mix, tmp_path).items()) == expected
 
 
-def test_a_mix_that_is_not_ported_is_asked_of_llama_cpp(tmp_path: Path) -> None:
+# (architecture, layers, keys and values of head counts): what llama.cpp takes for a 70B and what it doesn't.
+LAYERS_70B = [
+    *[("llama", 80, 8), ("llama", 80, 64), ("llama", 68, 8), ("qwen2", 80, 8), ("qwen2", 80, 64), ("qwen3", 80, 8)],
+    *[("deci", 80, 8), ("olmo", 80, 64), ("jais2", 68, 8), ("jais2", 80, 8), ("falcon", 80, 8)],
+]
+
+
+@pytest.mark.parametrize(("architecture", "layers", "kv_heads"), LAYERS_70B)
+@pytest.mark.parametrize("draft_layers", [0, 1])
+def test_a_70b_is_what_llama_cpp_takes_for_one(
+    architecture: str, layers: int, kv_heads: int, draft_layers: int, tmp_path: Path
+) -> None:
+    layer_norm = architecture in ("olmo", "jais2", "falcon")
+    shape = NamedShape(architecture, layers + draft_layers, 256, 256, 64, kv_heads, 8, 300, layer_norm=layer_norm)
+    metadata, tensors = model_of(shape)
+    if draft_layers:
+        metadata[f"{architecture}.nextn_predict_layers"] = draft_layers
+    header = header_of(metadata, tensors)
+    for mix in ("Q4_K_M", "Q3_K_M"):
+        assert tensor_types(header, tensors, mix) == dry_run_types(header, tensors, mix, tmp_path)
+
+
+def test_head_counts_may_be_a_long_array_in_the_file(tmp_path: Path) -> None:
+    layers = 80
+    writer = gguf.GGUFWriter(tmp_path / "layers.gguf", "llama")
+    writer.add_block_count(layers)
+    writer.add_context_length(512)
+    writer.add_embedding_length(256)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_head_count([8] * layers)
+    writer.add_head_count_kv([2] * layers)
+    for i in range(layers):
+        writer.add_tensor(f"blk.{i}.attn_v.weight", np.zeros((2, 256), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    header = read_header(tmp_path / "layers.gguf")
+    types = tensor_types(header, header.tensors, "Q4_K_S")
+    assert set(types.values()) == {TYPES_BY_NAME["Q5_K"].id}  # a 70B's; of others the first four
+    assert types == dry_run_types(header, header.tensors, "Q4_K_S", tmp_path)
+
+
+def test_llama_cpp_states_a_mix_that_is_not_ported(tmp_path: Path) -> None:
     header, tensors = _named("llama3.1-8b")
     with pytest.raises(InputError, match="Q3_K_L"):
         tensor_types(header, tensors, "Q3_K_L")
-    types = types_for(header, tensors, "Q3_K_L", tmp_path)
+    types = dry_run_types(header, tensors, "Q3_K_L", tmp_path)
     counts = Counter(GGML_TYPES[kind].name for kind in types.values())
     assert counts == {"F32": 66, "Q3_K": 129, "Q5_K": 96, "Q6_K": 1}
-    assert types_for(header, tensors, "Q4_K_M", tmp_path / "none") == tensor_types(header, tensors, "Q4_K_M")
 
 
 def test_an_importance_matrix_is_asked_for_where_llama_cpp_needs_one(tmp_path: Path) -> None:
     header, tensors = _named("llama3.1-8b")
     with pytest.raises(InputError, match="IQ2_XXS needs an importance matrix") as caught:
-        types_for(header, tensors, "IQ2_XXS", tmp_path)
-    assert "Q3_K_M" in caught.value.hint
-    types = types_for(header, tensors, "IQ2_XXS", tmp_path, has_imatrix=True)
+        dry_run_types(header, tensors, "IQ2_XXS", tmp_path)
+    assert "--imatrix auto" in caught.value.hint
+    types = dry_run_types(header, tensors, "IQ2_XXS", tmp_path, has_imatrix=True)
     assert Counter(GGML_TYPES[kind].name for kind in types.values())["IQ2_XXS"] == 188
 
 
 def test_what_llama_cpp_can_not_state_is_refused_with_its_reason(tmp_path: Path) -> None:
     metadata, tensors = named_model("gemma3-1b")
     with pytest.raises(InputError, match="'Q4KM' is not a quantization mix") as caught:
-        types_for(header_of(metadata, tensors), tensors, "Q4KM", tmp_path)
+        dry_run_types(header_of(metadata, tensors), tensors, "Q4KM", tmp_path)
     assert "Q4_K_M" in caught.value.hint
     incomplete = {key: value for key, value in metadata.items() if not key.endswith("epsilon")}
     with pytest.raises(InputError, match=r"gemma3\.attention\.layer_norm_rms_epsilon"):
-        types_for(header_of(incomplete, tensors), tensors, "Q2_K", tmp_path)
+        dry_run_types(header_of(incomplete, tensors), tensors, "Q2_K", tmp_path)
     with pytest.raises(InputError, match="unknown model architecture: 'gemma9'"):
-        types_for(header_of(metadata | {"general.architecture": "gemma9"}, tensors), tensors, "Q2_K", tmp_path)
+        dry_run_types(header_of(metadata | {"general.architecture": "gemma9"}, tensors), tensors, "Q2_K", tmp_path)
     with pytest.raises(InputError, match=r"gemma3\.block_count"):
         tensor_types(header_of({"general.architecture": "gemma3"}, tensors), tensors, "Q4_K_M")
     with pytest.raises(InputError, match="glm5-next"):

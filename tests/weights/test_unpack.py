@@ -56,6 +56,8 @@ def test_smollm2_is_the_same_model_after_unpacking(smollm2: Path, tmp_path: Path
     used = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert used <= unpack_disk_needed(read_header(smollm2), "bf16") <= 1.5 * used
     assert figures == {
+        "dtype": "bf16",
+        "nonfinite_values": 0,
         "tensors": 272,
         "parameters": 134515008,
         "weight_bytes": 269030016,
@@ -183,8 +185,8 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones(tmp_path
     source = write_tiny_llama(tmp_path / "a.gguf", architecture="mamba9")
     with pytest.raises(InputError, match="architecture 'mamba9' is not supported") as caught:
         unpack(source, tmp_path / "out", "bf16", events)
-    assert caught.value.hint == "supported are: gemma3, llama"
-    assert supported() == ("gemma3", "llama")
+    assert caught.value.hint == "supported are: gemma2, gemma3, llama, phi3, qwen2, qwen3"
+    assert supported() == ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3")
     assert not (tmp_path / "out").exists()
 
 
@@ -214,6 +216,31 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path, events: Events) -> 
     with pytest.raises(InputError, match=r"blk\.0\.ffn_up\.weight holds 100000, float16 ends at 65504"):
         unpack(source, tmp_path / "f16", "f16", events)
     unpack(source, tmp_path / "bf16", "bf16", events)
+
+
+def test_the_advised_dtype_is_what_loses_least(tmp_path: Path, events: Events) -> None:
+    for weight_type, expected in (("f32", "f32"), ("bf16", "bf16"), ("f16", "f16"), ("q8_0", "f16")):
+        source = write_tiny_llama(tmp_path / f"{weight_type}.gguf", weight_type=weight_type)
+        assert unpack(source, tmp_path / weight_type, None, events)["dtype"] == expected
+        assert json.loads((tmp_path / weight_type / "config.json").read_text())["dtype"].endswith(
+            {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[expected]
+        )
+    gemma = write_tiny_gemma3(tmp_path / "gemma.gguf")  # whose activations leave float16's range
+    assert unpack(gemma, tmp_path / "gemma", None, events)["dtype"] == "bf16"
+
+
+def test_unpacking_turns_to_bfloat16_when_float16_is_too_narrow(tmp_path: Path, events: Events) -> None:
+    source = write_tiny_llama(tmp_path / "a.gguf", weight_type="q8_0")
+    tensor = read_header(source).tensor("blk.0.ffn_up.weight")
+    data = bytearray(source.read_bytes())
+    data[tensor.offset : tensor.offset + 2] = np.float16(60000).tobytes()  # the first block's scale
+    source.write_bytes(data)
+    with pytest.raises(InputError, match="float16 ends at 65504"):
+        unpack(source, tmp_path / "f16", "f16", events)
+    assert unpack(source, tmp_path / "out", None, events)["dtype"] == "bf16"
+    assert any(isinstance(event, Note) and "unpacking in bfloat16 instead" in event.text for event in events)
+    stored = safetensors.torch.load_file(tmp_path / "out/model.safetensors")
+    assert float(stored["model.layers.0.mlp.up_proj.weight"].abs().max()) > 65504
 
 
 @pytest.mark.slow

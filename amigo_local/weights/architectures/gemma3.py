@@ -8,6 +8,7 @@ import msgspec
 
 from amigo_local.weights.architecture import Architecture
 from amigo_local.weights.checkpoint_config import base_config, layer_types, rope_parameters, shortest
+from amigo_local.weights.gguf_array import Items
 from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
 
 VISION = ("v.", "mm.")
@@ -43,7 +44,8 @@ def normalize(header: GgufHeader) -> GgufHeader:
     for key in ("tokens", "scores", "token_type"):
         name = f"tokenizer.ggml.{key}"
         if _count(header, name) > rows:
-            metadata[name] = header.array(name)[:rows]
+            kept = header.array(name)[:rows]
+            metadata[name] = kept if isinstance(kept, Items) else tuple(kept)
     normalized = msgspec.structs.replace(header, metadata=metadata)
     types = _unflattened_types(normalized)
     if types is not None:

@@ -12,7 +12,7 @@ from amigo_local.weights.gguf_header import GgufHeader
 def config(header: GgufHeader) -> dict[str, Any]:
     return base_config(header, "qwen3", "Qwen3ForCausalLM") | {
         "hidden_act": "silu",
-        "attention_bias": "blk.0.attn_q.bias" in header.tensor_names,
+        "attention_bias": False,  # llama.cpp's graph has no bias on the output projection, which this switch adds
         "use_sliding_window": False,
         "rope_parameters": rope_parameters(header),
     }
@@ -32,6 +32,5 @@ ARCHITECTURE = Architecture(
         "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj",
     },
-    bias_switches=(frozenset({"attn_q", "attn_k", "attn_v", "attn_output"}),),
     config=config,
 )

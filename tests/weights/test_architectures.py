@@ -1,0 +1,262 @@
+"""Tiny random models of every architecture -> llama.cpp's own converter -> unpack: the same model comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+import torch
+import transformers
+
+from amigo_local.domain.errors import InputError
+from amigo_local.weights.architecture import architecture_of, map_tensors, supported
+from amigo_local.weights.gguf_header import read_header
+from amigo_local.weights.unpack import unpack
+from tests.conftest import CACHE
+from tests.support.llama_cpp_converter import Conversion, ConverterMissing, convert, prepare_converter
+from tests.support.tiny_gguf import SPM_USER_DEFINED, _bpe, spm_model, write_tiny_gemma3, write_tiny_llama
+from tests.weights.conftest import TEXTS, Events
+
+HIDDEN, VOCABULARY = 64, 1024
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+GEMMA3_LINEAR = GEMMA3_ROPE | {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.05, 1.1, 1.2, 1.4, 1.7],
+    "long_factor": [1.0, 1.5, 2.5, 4.0, 8.0, 16.25],
+    "original_max_position_embeddings": 256,
+    "partial_rotary_factor": 0.75,
+}
+ALL_SWITCHES = {"head_dim": 32, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+
+
+@dataclass(frozen=True)
+class Variant:
+    model_type: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    pre: str | None = None
+    """Byte-level BPE with this pre-tokenizer; None: sentencepiece."""
+    layers: int = 2
+
+
+# The names become general.name in the GGUF, by which llama.cpp knows how Phi-3 strips spaces.
+VARIANTS = {
+    "llama-tied": Variant("llama", {"tie_word_embeddings": True}, "smollm"),
+    "llama-all-switches": Variant("llama", ALL_SWITCHES),
+    "llama-3": Variant(
+        "llama", {"rope_parameters": LLAMA3, "num_attention_heads": 1, "num_key_value_heads": 1}, "llama-bpe"
+    ),
+    "llama-linear": Variant("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}),
+    "llama-yarn": Variant("llama", {"rope_parameters": YARN | {"beta_fast": 16.0, "beta_slow": 2.0}}, "tekken"),
+    "mistral": Variant("mistral", {"sliding_window": None}),
+    "qwen2-padded": Variant("qwen2", {"vocab_size": VOCABULARY + 16, "tie_word_embeddings": True}, "qwen2"),
+    "qwen2-yarn": Variant("qwen2", {"rope_parameters": YARN}, "qwen2"),
+    "qwen3-wide-heads": Variant("qwen3", {"head_dim": 32}, "qwen2"),
+    "qwen3-yarn": Variant("qwen3", {"head_dim": 16, "rope_parameters": YARN}, "qwen2"),
+    "gemma2": Variant("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}),
+    "gemma2-27b": Variant("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 512}, layers=46),
+    "gemma3-270m": Variant(
+        "gemma3_text", {"rope_parameters": GEMMA3_ROPE, "query_pre_attn_scalar": 32, "sliding_window": 16}, layers=7
+    ),
+    "gemma3-linear": Variant(
+        "gemma3_text",
+        {"rope_parameters": GEMMA3_LINEAR, "query_pre_attn_scalar": 32, "final_logit_softcapping": 30.0},
+        layers=6,
+    ),
+    "gemma3-27b": Variant("gemma3_text", {"rope_parameters": GEMMA3_ROPE, "query_pre_attn_scalar": 16}, layers=62),
+    "phi-3": Variant("phi3", {"sliding_window": 2047, "original_max_position_embeddings": 512}),
+    "phi-4-longrope": Variant(
+        "phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256, "tie_word_embeddings": True}
+    ),
+}
+
+
+def _config(variant: Variant) -> transformers.PreTrainedConfig:
+    common: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 96,
+        "num_hidden_layers": variant.layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1 if variant.pre else 2,
+        "eos_token_id": 2 if variant.pre else 1,
+        "pad_token_id": 0,
+    }
+    if variant.model_type.startswith("gemma"):
+        common |= {"head_dim": 32}
+    return transformers.AutoConfig.for_model(variant.model_type, **(common | variant.settings))
+
+
+def _write_tokenizer(folder: Path, variant: Variant) -> None:
+    """With the tokenizers and sentencepiece libraries, from the vocabularies that other tests use."""
+    if variant.pre is None:
+        model = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
+        (folder / "tokenizer.model").write_bytes(spm_model())
+        # Gemma's space runs only for Gemma: released models that put a space before the text have none.
+        own = SPM_USER_DEFINED if variant.model_type.startswith("gemma") else []
+        pieces = {i: model.id_to_piece(i) for i in range(model.vocab_size())}
+        added = {
+            str(i): {"content": text, "special": text not in own}
+            for i, text in pieces.items()
+            if model.is_control(i) or text in own
+        }
+        settings = {
+            "tokenizer_class": "LlamaTokenizer",
+            "added_tokens_decoder": added,
+            "add_bos_token": True,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return
+    tokens, merges = _bpe()
+    bpe = tokenizers.models.BPE(
+        {text: i for i, text in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges]
+    )
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(tokens[:3])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=tokens[1], eos_token=tokens[2], pad_token=tokens[0]
+    )
+    fast.save_pretrained(folder)
+
+
+def _write_model(folder: Path, variant: Variant) -> None:
+    torch.manual_seed(len(folder.name))
+    model = transformers.AutoModelForCausalLM.from_config(_config(variant), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                # Gemma's go through w + 1 - 1 in float32, which loses nothing of a bfloat16 near 1, as trained ones are.
+                parameter.copy_((torch.randn_like(parameter) * 0.1 + 0.5).bfloat16())
+            elif name.endswith("bias"):
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
+    model.save_pretrained(folder)
+    _write_tokenizer(folder, variant)
+
+
+@dataclass(frozen=True)
+class Trip:
+    original: Path
+    gguf: Path
+    unpacked: Path
+
+
+@pytest.fixture(scope="module")
+def trips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trip]:
+    """Every variant converted, in one process of the converter, and unpacked."""
+    try:
+        converter = prepare_converter(CACHE / "converter")
+    except ConverterMissing as missing:
+        pytest.skip(f"no llama.cpp converter to compare with: {missing}")
+    folder = tmp_path_factory.mktemp("architectures")
+    made = {name: Trip(folder / name, folder / f"{name}.gguf", folder / f"{name}-unpacked") for name in VARIANTS}
+    for name, trip in made.items():
+        _write_model(trip.original, VARIANTS[name])
+    convert(converter, [Conversion(trip.original, trip.gguf, VARIANTS[name].pre) for name, trip in made.items()])
+    for trip in made.values():
+        unpack(trip.gguf, trip.unpacked, "f32", Events())
+    return made
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_weights_come_back_bit_for_bit(name: str, trips: dict[str, Trip]) -> None:
+    trip = trips[name]
+    original = transformers.AutoModelForCausalLM.from_pretrained(trip.original, dtype=torch.float32)
+    unpacked, report = transformers.AutoModelForCausalLM.from_pretrained(
+        trip.unpacked, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    ours, theirs = unpacked.state_dict(), original.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+
+
+# What a config says about files, training and its own history, not about what the model computes.
+BOOKKEEPING = {"architectures", "dtype", "transformers_version", "_name_or_path", "initializer_range", "pretraining_tp"}
+BOOKKEEPING |= {"max_window_layers"}  # of Qwen, read only with use_sliding_window
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_config_computes_the_same(name: str, trips: dict[str, Trip]) -> None:
+    trip = trips[name]
+    theirs, ours = (
+        {key: value for key, value in transformers.AutoConfig.from_pretrained(path).to_dict().items()}
+        for path in (trip.original, trip.unpacked)
+    )
+    if name == "mistral":  # as a llama, which has switches that mistral hasn't
+        assert (theirs.pop("model_type"), ours.pop("model_type")) == ("mistral", "llama")
+        assert theirs.pop("sliding_window") is None
+        assert (ours.pop("attention_bias"), ours.pop("mlp_bias")) == (False, False)
+    if theirs["model_type"] == "qwen2" if "model_type" in theirs else False:
+        assert ours.pop("head_dim") == HIDDEN // 4  # what the class computes
+    assert {key: ours.get(key) for key in theirs.keys() - BOOKKEEPING} == {
+        key: theirs[key] for key in theirs.keys() - BOOKKEEPING
+    }
+    assert ours.keys() - theirs.keys() <= BOOKKEEPING
+    if name == "llama-yarn":
+        assert ours["rope_parameters"]["beta_fast"] == 16.0
+    if name == "phi-4-longrope":
+        assert "attention_factor" not in ours["rope_parameters"]
+        assert ours["rope_parameters"]["long_factor"] == LONGROPE["long_factor"]
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tokens_and_logits_are_llama_cpps(name: str, trips: dict[str, Trip]) -> None:
+    trip = trips[name]
+    served = llama_cpp.Llama(
+        str(trip.gguf),
+        **{"n_ctx": 256, "n_batch": 256, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False},
+        **{"type_k": 0, "type_v": 0},  # float32 keys and values
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(trip.unpacked)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        trip.unpacked, dtype=torch.float32, attn_implementation="eager"
+    )
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        assert ids == served.tokenize(text.encode(), special=True)
+    tokens = [token for text in TEXTS for token in tokenizer(text)["input_ids"]][:64]
+    served.eval(tokens)
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0].numpy()
+    p, q = _log_softmax(logits), _log_softmax(served.scores[: len(tokens)])
+    divergence = (np.exp(p) * (p - q)).sum(axis=1)
+    # llama.cpp looks up gemma's gelu in a table of halves.
+    assert 0 <= np.abs(divergence).max() < (1e-4 if name.startswith("gemma") else 1e-8)
+    served.close()
