@@ -97,6 +97,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             adapter=adapter.path,
             quant=recipe.export.quant,
             checkpoint=checkpoint_path,
+            dataset=dataset.path,
             from_checkpoint=bool(recipe.model.base),  # the adapter was trained on it
             imatrix=imatrix,
             name=re.sub(r"[^\w.-]+", "-", name),

@@ -136,7 +136,10 @@ def _hub_snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
     except (LocalEntryNotFoundError, ValueError) as error:
-        raise InputError(f"hf:{name} is not in the hub's cache on this machine", f"hf download {repository}") from error
+        raise InputError(
+            f"hf:{name} is not in the hub's cache on this machine",
+            f"hf download {repository}, or amigo-local base REF --repo {repository}",
+        ) from error
 
 
 def _from_run(ref: ModelRef, context: StageContext) -> ResolvedModel:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amigo_local.weights.gguf_header import GgufHeader
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_RAM_BYTES = 500 << 20  # 0.3 GB at the peak of comparing SmolLM2-135M
+_RAM_BYTES = 256 << 20  # 114 MB at the peak for SmolLM2-135M, and nothing of it grows with the model
 _BYTES_PER_SECOND = 20e6  # of the checkpoint: the download on a line of 200 Mbit/s, beside which comparing is short
 # Beside the weights, what a checkpoint needs to be loaded.
 _COMPANIONS = re.compile(

@@ -13,9 +13,9 @@ from amigo_local.engine.contract import Chain, Params, Stage, StageContext, Stag
 from amigo_local.stages._check_texts import TEXTS
 from amigo_local.stages._models import newest_run_with, resolve, run_artifacts
 from amigo_local.stages.imatrix import ImatrixParams
-from amigo_local.stages.unpack import UnpackParams
 
 AUTO = "auto"
+CHECKED_TEXTS = 1000  # tokenized on both sides, with every export
 AUTO_CHUNKS = 40  # 20,480 tokens: on a 12B model and a laptop's processor most of an hour
 _RAM_BYTES = 300 << 20  # of the pass itself, at most (docs/measurements.md); the proof takes what is free
 _ELEMENTS_PER_SECOND = 8e6  # with its check: 134.5 M in 16 s on two cores (docs/measurements.md)
@@ -43,6 +43,8 @@ class ExportParams(Params, frozen=True, kw_only=True):
     quant: Quant
     checkpoint: str | None = None
     """The base in PyTorch's form, for the proof; None: the proof reads the GGUF itself."""
+    dataset: str | None = None
+    """What `prepare` made: predictions are compared on prompts that it held out; None: on texts of our own."""
     from_checkpoint: bool = False
     """Whether `checkpoint` gives the weights: the original that the adapter was trained on."""
     imatrix: str | None = None
@@ -76,8 +78,6 @@ def steps(params: ExportRequest, context: StageContext) -> Chain:
                 "add --like TAG, the model in Ollama (or the .gguf) that this is the original of",
             )
         base, checkpoint, from_checkpoint = params.like, str(given.checkpoint), True
-    if checkpoint is None:
-        checkpoint = (yield Step("unpack", UnpackParams(ref=base))).path
     imatrix = params.imatrix
     if imatrix == AUTO:
         if dataset is None:
@@ -93,6 +93,7 @@ def steps(params: ExportRequest, context: StageContext) -> Chain:
             adapter=adapter,
             quant=params.quant,
             checkpoint=checkpoint,
+            dataset=dataset,
             from_checkpoint=from_checkpoint,
             imatrix=imatrix,
             allow_nonfinite=params.allow_nonfinite,
@@ -123,6 +124,8 @@ def inputs(params: ExportParams, context: StageContext) -> dict[str, str]:
         if not _path(params.imatrix).is_file():
             raise InputError(f"there is no file {params.imatrix}", "give an importance matrix, or --imatrix auto")
         found["imatrix"] = digest(_path(params.imatrix))
+    if params.dataset:
+        found["dataset"] = digest(_path(params.dataset))
     if params.from_checkpoint and params.checkpoint:
         found["checkpoint"] = digest(_path(params.checkpoint))
     return found
@@ -142,6 +145,7 @@ def needs(params: ExportParams, context: StageContext) -> Needs:
 
 
 def run(params: ExportParams, context: StageContext) -> StageResult:
+    from amigo_local.weights.check_texts import check_texts
     from amigo_local.weights.export import export
     from amigo_local.weights.export_plan import plan_export
     from amigo_local.weights.imatrix import read_importance_matrix
@@ -161,10 +165,31 @@ def run(params: ExportParams, context: StageContext) -> StageResult:
     )
     built = context.build_dir() / f"{params.name}-{params.quant}.gguf"
     figures = export(plan, built, context.emit, imatrix=matrix, allow_nonfinite=params.allow_nonfinite)
-    if checkpoint and params.check_prompts:
-        texts = TEXTS[: params.check_prompts]
-        figures |= check_exported(checkpoint, adapter, built, texts, context.emit, base_gguf=base)
+    figures |= check_exported(
+        built,
+        base,
+        adapter,
+        context.emit,
+        expected_types=plan.types,
+        verbatim=plan.copied,
+        token_texts=check_texts(CHECKED_TEXTS),
+        prompts=_prompts(params),
+        checkpoint_dir=checkpoint,
+        checkpoint_is_donor=not params.from_checkpoint,
+    )
     return StageResult(figures, payload=built.name)
+
+
+def _prompts(params: ExportParams) -> list[str]:
+    """Held-out samples, evenly spread, with our own texts where there are too few of them."""
+    held_out: list[str] = []
+    if params.dataset and params.check_prompts:
+        from amigo_local.data.prepare import HELD_OUT_FILE, read_rows
+
+        rows = read_rows(_path(params.dataset) / HELD_OUT_FILE)
+        step = max(1, len(rows) // params.check_prompts)
+        held_out = [f"{row.prompt}\n{row.completion}" for row in rows[::step]]
+    return [*held_out, *TEXTS][: params.check_prompts]
 
 
 def _path(text: str) -> Path:
@@ -173,7 +198,7 @@ def _path(text: str) -> Path:
 
 STAGE = Stage(
     "export",
-    "Merge and quantize into one GGUF in one pass, checked against the model in PyTorch.",
+    "Merge and quantize in one pass into one GGUF, proven against PyTorch.",
     ExportParams,
     run,
     steps,

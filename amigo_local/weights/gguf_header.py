@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -30,6 +30,7 @@ from amigo_local.weights.gguf_split import SPLIT_KEYS, SplitPlace, join_parts, s
 
 __all__ = ["ArrayRef", "GgufHeader", "Items", "Scalar", "TensorInfo", "Value", "model_shape", "parse", "read_header"]
 
+_Item = TypeVar("_Item", int, float, str)
 _MAX_SIZE = (1 << 31) - 1  # of a dimension or count that llama.cpp reads into an int32_t or uint32_t
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_ALIGNMENT = 1 << 16  # the largest page of memory; usual is 32, and every tensor may be padded by as much
@@ -116,6 +117,14 @@ class GgufHeader(msgspec.Struct, frozen=True):
             raise self._unfit(key, value, "a positive whole number", _NOT_A_LANGUAGE_MODEL)
         return value
 
+    @property
+    def layers(self) -> int:
+        """`block_count`; raises InputError when it is missing or more than llama.cpp takes, so that a loop ends."""
+        layers = self.count("block_count")
+        if layers > _MAX_LAYERS:
+            raise InputError(f"{self.path}: {layers} layers, llama.cpp takes at most {_MAX_LAYERS}", HINT)
+        return layers
+
     def real(self, key: str, default: float | None = None) -> float:
         """A finite number `<architecture>.<key>` in the range of float32; raises InputError as `count` does."""
         value = self.of_architecture(key, default)
@@ -138,6 +147,15 @@ class GgufHeader(msgspec.Struct, frozen=True):
                 raw = source.read(value.offset, value.size)
             return Items.decode(value.item_type, value.count, raw, f"{self.path}: {shown(key)}")
         return value if isinstance(value, tuple | Items) else (value,)
+
+    def list_of(self, kind: type[_Item], key: str) -> Sequence[_Item]:
+        """As `array`; raises InputError when an item is of another type than `kind`: int, float or str."""
+        items = self.array(key)
+        # The items of an array in the file are all of one type.
+        if items and type(items[0]) is not kind:
+            found = f"holds {described(items[0])}, expected {kind.__name__} items"
+            raise InputError(f"{self.path}: {shown(key)} {found}", HINT)
+        return cast(Sequence[_Item], items)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -233,14 +251,12 @@ def _refuse_overlaps(cursor: Cursor, tensors: list[TensorInfo]) -> None:
 def model_shape(header: GgufHeader) -> ModelShape:
     """The dimensions of a decoder-only transformer. Raises InputError naming the key that is missing or absurd."""
     embedding = header.tensor("token_embd.weight")
-    heads, hidden, layers = (header.count(key) for key in ("attention.head_count", "embedding_length", "block_count"))
-    if layers > _MAX_LAYERS:
-        raise InputError(f"{header.path}: {layers} layers, llama.cpp takes at most {_MAX_LAYERS}", HINT)
+    heads, hidden = header.count("attention.head_count"), header.count("embedding_length")
     return ModelShape(
         architecture=header.architecture,
         hidden_size=hidden,
         intermediate_size=header.count("feed_forward_length"),
-        layers=layers,
+        layers=header.layers,
         heads=heads,
         kv_heads=header.count("attention.head_count_kv", heads),
         head_dim=header.count("attention.key_length", hidden // heads),

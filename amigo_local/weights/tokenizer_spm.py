@@ -39,8 +39,8 @@ def _unknown(header: GgufHeader) -> int:
 def merges(vocab: dict[str, int], types: bytes, order: npt.NDArray[Any]) -> tuple[Ids, Ids]:
     """(left, right) ids of every way to join two pieces into a third, the third with the least `order` first.
 
-    `order` is indexed by id. Ways to the same piece go by the ids of their parts. The rule of transformers'
-    SentencePieceExtractor, so that BPE with these merges equals sentencepiece's greedy joining by score.
+    `order` is indexed by id. Ways to the same piece go by the ids of their parts. After generate_merges of transformers'
+    convert_slow_tokenizer.py: BPE with these merges equals sentencepiece's greedy joining by score.
     """
     found = array("i")  # whole, left, right, whole, ...
     find, add = vocab.get, found.extend

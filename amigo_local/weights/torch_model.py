@@ -46,6 +46,8 @@ class TorchModel:
                 )
             self._check_names(base, config_dir)
             self._empty([name for name, _ in base.named_parameters()], base)
+            # PEFT wraps them, and fills them from an adapter on an embedding, which holds a copy of it.
+            embedding, head = base.get_submodule(_EMBEDDING), base.get_submodule(_HEAD)
             self._model = base if adapter_dir is None else _with_adapter(base, adapter_dir)
         self._model.eval()
         self._positions = torch.zeros(0, 0, dtype=torch.long)
@@ -55,10 +57,11 @@ class TorchModel:
                 module.register_forward_pre_hook(functools.partial(self._fill, prefix, names))
                 module.register_forward_hook(functools.partial(self._empty, names))
         base.get_submodule(_NORM).register_forward_hook(self._select)
-        embedding = self._empty_part(base.get_submodule(_EMBEDDING))
+        for module in (embedding, head):
+            self._empty(["weight"], module)
         embedding.register_forward_pre_hook(self._look_up)
         embedding.register_forward_hook(functools.partial(self._empty, ["weight"]))
-        self._empty_part(base.get_submodule(_HEAD)).forward = self._project
+        head.forward = self._project
 
     def logits(self, probes: Sequence[Probe], *, with_adapter: bool = True) -> Rows:
         """(positions of all probes, vocabulary) float32; `with_adapter` False switches an adapter off for this call."""
@@ -77,7 +80,7 @@ class TorchModel:
     def _check_names(self, base: Any, config_dir: Path) -> None:
         expected = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
         if base.config.tie_word_embeddings:
-            del expected[f"{_HEAD}.weight"]
+            expected.pop(f"{_HEAD}.weight", None)
         found = self._weights.shapes
         if different := sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
@@ -95,11 +98,6 @@ class TorchModel:
 
     def _is_empty(self, parameter: torch.Tensor) -> bool:
         return parameter.data_ptr() == self._nothing.data_ptr()
-
-    def _empty_part(self, module: Any) -> Any:
-        """The module itself, or the base's within what PEFT wrapped around it."""
-        parts = ((part, getattr(part, "weight", None)) for part in module.modules())
-        return next(part for part, weight in parts if weight is not None and self._is_empty(weight))
 
     def _fill(self, prefix: str, names: list[str], module: Any, args: object) -> None:
         for name in names:

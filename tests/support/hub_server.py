@@ -7,6 +7,7 @@ the commit and the digest in headers, answers 401 for what it won't show, and sa
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -62,7 +63,7 @@ class HubServer(ThreadingHTTPServer):
         """Names of files whose first transfer has a wrong byte."""
 
     def __enter__(self) -> HubServer:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -183,9 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
                 if path.name in server.damaged:
                     server.damaged.remove(path.name)
                     piece = bytes([piece[0] ^ 0xFF]) + piece[1:]
+                # Counted first: the client may look as soon as it has the last byte.
+                server.sent_bytes[path.name] = server.sent_bytes.get(path.name, 0) + len(piece)
                 self.wfile.write(piece)
                 left, sent = left - len(piece), sent + len(piece)
-                server.sent_bytes[path.name] = server.sent_bytes.get(path.name, 0) + len(piece)
                 if server.rate:
                     time.sleep(len(piece) / server.rate)
                 whole = self.headers.get("Range", "") == "" or self.headers["Range"].endswith("-")
@@ -211,4 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _sha256(path: Path) -> str:
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: Path, modified_ns: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -288,7 +288,7 @@ def test_another_shape_is_refused_naming_the_tensor(
         change(weights)
 
     stored = read_checkpoint(altered(original, tmp_path / "other", apply))
-    with pytest.raises(InputError, match="org/name is another model than exact.gguf") as raised:
+    with pytest.raises(InputError, match=r"org/name is another model than exact\.gguf") as raised:
         pair_tensors(read_header(exact_llama), stored, "org/name")
     assert says in raised.value.message and "amigo-local base" in raised.value.hint
 
