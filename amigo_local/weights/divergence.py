@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from amigo_local.domain.artifact import Figure
 from amigo_local.weights.kernels import Rows
 
 _Wide = npt.NDArray[np.float64]
@@ -25,10 +27,15 @@ class Divergence(msgspec.Struct, frozen=True):
 
 
 class ChangeShare(msgspec.Struct, frozen=True):
-    """How much of a change is in a model: 1 all of it, 0 none. `error`: standard error over positions."""
+    """How much of a change is in a model: 1 all of it, 0 none, NaN when there is no change."""
 
     share: float
     error: float
+    """Standard error."""
+
+    def figures(self, name: str) -> dict[str, Figure]:
+        known = not math.isnan(self.share)
+        return {name: self.share if known else None, f"{name}_error": self.error if known else None}
 
 
 def _log_softmax(logits: Rows) -> _Wide:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,6 +33,7 @@ __all__ = ["ArrayRef", "GgufHeader", "Items", "Scalar", "TensorInfo", "Value", "
 
 _Item = TypeVar("_Item", int, float, str)
 _MAX_SIZE = (1 << 31) - 1  # of a dimension or count that llama.cpp reads into an int32_t or uint32_t
+_MAX_FLOAT32 = 3.4028235e38
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_ALIGNMENT = 1 << 16  # the largest page of memory; usual is 32, and every tensor may be padded by as much
 _MAX_ARCHITECTURE_CHARACTERS = 64
@@ -105,16 +107,17 @@ class GgufHeader(msgspec.Struct, frozen=True):
         """The value of `<architecture>.<key>`, of whatever type the file gave it."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A positive whole number `<architecture>.<key>`; where it is one per layer, the largest.
+    def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number `<architecture>.<key>` from `least` up; where it is one per layer, the largest.
 
         Raises InputError naming the key when it is missing, without a default, or anything else.
         """
         value = self.of_architecture(key, default)
-        if isinstance(value, tuple | Items | ArrayRef):
+        if isinstance(value, tuple | Items) or (isinstance(value, ArrayRef) and value.count <= _MAX_LAYERS):
             value = max(self.array(f"{self.architecture}.{key}"), default=None)
-        if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-            raise self._unfit(key, value, "a positive whole number", _NOT_A_LANGUAGE_MODEL)
+        if type(value) is not int or not least <= value <= _MAX_SIZE:
+            expected = f"a whole number from {least} to {_MAX_SIZE}"
+            raise self._unfit(key, value, expected, _NOT_A_LANGUAGE_MODEL)
         return value
 
     @property
@@ -125,11 +128,12 @@ class GgufHeader(msgspec.Struct, frozen=True):
             raise InputError(f"{self.path}: {layers} layers, llama.cpp takes at most {_MAX_LAYERS}", HINT)
         return layers
 
-    def real(self, key: str, default: float | None = None) -> float:
+    def real(self, key: str, default: float | None = None, *, above: float = -math.inf) -> float:
         """A finite number `<architecture>.<key>` in the range of float32; raises InputError as `count` does."""
         value = self.of_architecture(key, default)
-        if type(value) not in (int, float) or not abs(value) <= 3.4028235e38:
-            raise self._unfit(key, value, "a finite number", HINT)
+        if type(value) not in (int, float) or not above < value or not abs(value) <= _MAX_FLOAT32:
+            expected = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
+            raise self._unfit(key, value, expected, HINT)
         return float(value)
 
     def _unfit(self, key: str, value: object, expected: str, hint: str) -> InputError:

@@ -39,8 +39,8 @@ def _unknown(header: GgufHeader) -> int:
 def merges(vocab: dict[str, int], types: bytes, order: npt.NDArray[Any]) -> tuple[Ids, Ids]:
     """(left, right) ids of every way to join two pieces into a third, the third with the least `order` first.
 
-    `order` is indexed by id. Ways to the same piece go by the ids of their parts. After generate_merges of transformers'
-    convert_slow_tokenizer.py: BPE with these merges equals sentencepiece's greedy joining by score.
+    `order` is indexed by id; ties go by ids. After generate_merges of transformers' convert_slow_tokenizer.py: BPE with
+    these merges equals sentencepiece's greedy joining by score.
     """
     found = array("i")  # whole, left, right, whole, ...
     find, add = vocab.get, found.extend
@@ -53,13 +53,9 @@ def merges(vocab: dict[str, int], types: bytes, order: npt.NDArray[Any]) -> tupl
                     add((whole, left, right))
     table = np.frombuffer(found, np.int32).reshape(-1, 3)
     table = table[(np.frombuffer(types, np.uint8)[table] != BYTE).all(axis=1)]
-    table = table[np.lexsort(table.T[::-1])]
-    wholes = table[:, 0]
-    places = np.arange(len(table), dtype=np.int32)
-    starts = np.concatenate(([True], wholes[1:] != wholes[:-1])) if len(table) else np.zeros(0, bool)
-    places -= np.maximum.accumulate(np.where(starts, places, 0))
-    table = table[np.lexsort((places, order[wholes]))]
-    return table[:, 1], table[:, 2]
+    wholes, lefts, rights = table.T
+    ranked = np.lexsort((rights, lefts, wholes, order[wholes]))
+    return lefts[ranked], rights[ranked]
 
 
 def _texts(vocabulary: Vocabulary, lefts: Ids, rights: Ids) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ class TorchModel:
         """Raises InputError when the weights or the adapter aren't those of the model that config.json describes."""
         self._weights = weights
         self._nothing = torch.zeros(1)
+        self._has_adapter = adapter_dir is not None
         with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(config_dir, local_files_only=True)
             # Parameters only: rotary tables and Gemma's embedding scale aren't in any file.
@@ -72,8 +73,9 @@ class TorchModel:
         count = max(len(probe.positions) for probe in probes)
         padded = [probe.positions + probe.positions[-1:] * (count - len(probe.positions)) for probe in probes]
         self._positions = torch.tensor(padded)
-        without = contextlib.nullcontext() if with_adapter else self._model.disable_adapter()
-        with torch.inference_mode(), without:
+        on = with_adapter or not self._has_adapter
+        switched = contextlib.nullcontext() if on else self._model.disable_adapter()
+        with torch.inference_mode(), switched:
             found = self._model(input_ids=tokens, use_cache=False).logits.numpy()
         return np.concatenate([rows[: len(probe.positions)] for rows, probe in zip(found, probes, strict=True)])
 

@@ -21,7 +21,7 @@ from amigo_local.weights.language_model import needs_copy
 from amigo_local.weights.rotary_order import to_checkpoint_rows
 from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, PlannedTensor
 from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile
-from amigo_local.weights.tokenizer import stop_token_ids, write_tokenizer
+from amigo_local.weights.tokenizer import write_tokenizer
 
 _ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
 _TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three times that
@@ -88,9 +88,9 @@ def _write(
     mapped, skipped = map_tensors(header, family)
     config = family.config(header) | {"dtype": TORCH_DTYPES[dtype]}
     out_dir.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(header, out_dir)
-    stops = stop_token_ids(header)
-    _write_json(out_dir / "config.json", {key: value for key, value in config.items() if value is not None})
+    stops = write_tokenizer(header, out_dir)
+    # None is written too: what is left out, transformers fills with defaults of its own.
+    _write_json(out_dir / "config.json", config)
     _write_json(out_dir / "generation_config.json", generation_config(header, stops))
     if skipped:
         emit(Note(f"{len(skipped)} tensors of the vision tower stay in the GGUF: the checkpoint is the language model"))

@@ -50,6 +50,7 @@ LONGROPE = {
     "original_max_position_embeddings": 256,
     "partial_rotary_factor": 0.75,
 }
+SOFTCAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 ALL_SWITCHES = {"head_dim": 32, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
 
 
@@ -75,8 +76,8 @@ VARIANTS = {
     "qwen2-yarn": Variant("qwen2", {"rope_parameters": YARN}, "qwen2"),
     "qwen3-wide-heads": Variant("qwen3", {"head_dim": 32}, "qwen2"),
     "qwen3-yarn": Variant("qwen3", {"head_dim": 16, "rope_parameters": YARN}, "qwen2"),
-    "gemma2": Variant("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}),
-    "gemma2-27b": Variant("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 512}, layers=46),
+    "gemma2": Variant("gemma2", {"query_pre_attn_scalar": 32, "sliding_window": 16, **SOFTCAPS}),
+    "gemma2-27b": Variant("gemma2", {"query_pre_attn_scalar": 16, "sliding_window": 512}, layers=46),
     "gemma3-270m": Variant(
         "gemma3_text", {"rope_parameters": GEMMA3_ROPE, "query_pre_attn_scalar": 32, "sliding_window": 16}, layers=7
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import struct
 import time
@@ -11,16 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 
-from amigo_local.domain.errors import AmigoError, InputError
-from amigo_local.weights.architecture import architecture_of, map_tensors
-from amigo_local.weights.checkpoint_config import generation_config
+from amigo_local.domain.errors import InputError
 from amigo_local.weights.gguf_cursor import MAX_FIELDS, MAX_STRINGS, MAX_TENSORS, Source
-from amigo_local.weights.gguf_header import model_shape, parse, read_header
-from amigo_local.weights.tokenizer import stop_token_ids
+from amigo_local.weights.gguf_header import parse, read_header
 from tests.support.gguf_bytes import (
     ARCHITECTURE,
     ARRAY,
@@ -40,6 +34,7 @@ from tests.support.gguf_bytes import (
     tensor_entry,
     text,
 )
+from tests.support.small_gguf import write_small_model
 
 DEFAULT_CASES, MANY_CASES = 20_000, 220_000
 SECONDS = 1.0
@@ -51,44 +46,6 @@ Mutator = Callable[[random.Random, bytearray, Sequence[tuple[int, int]], int], N
 
 
 # ---- valid files to begin with -------------------------------------------------------------------------------------
-
-
-def _model(path: Path, architecture: str, tokenizer: str, **how: int) -> bytes:
-    """A language model of 80 tokens and two layers, some 8 KB, which map_tensors takes."""
-    writer = gguf.GGUFWriter(path, architecture, **how)
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_key_length(16)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(1)
-    writer.add_chat_template("{{ messages }}")
-    writer.add_tokenizer_model(tokenizer)
-    writer.add_tokenizer_pre("smollm" if tokenizer == "gpt2" else "default")
-    tokens = ["<s>", "</s>", "<unk>"] + [f"t{i}" if tokenizer == "gpt2" else f"\u2581{i}" for i in range(77)]
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 2] + [1] * 77)
-    writer.add_token_scores([float(-i) for i in range(80)])
-    if tokenizer == "gpt2":
-        writer.add_token_merges([f"t {i}" for i in range(10)])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_unk_token_id(2)
-    writer.add_add_bos_token(True)
-    for name, rows in (("token_embd.weight", 80), ("output_norm.weight", 0)):
-        writer.add_tensor(name, np.zeros((rows, 32) if rows else 32, np.float16))
-    for block in range(2):
-        for part, rows in (("attn_norm", 0), ("attn_q", 32), ("attn_k", 16), ("ffn_up", 32), ("ffn_norm", 0)):
-            writer.add_tensor(f"blk.{block}.{part}.weight", np.zeros((rows, 32) if rows else 32, np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return min(path.parent.glob(f"{path.stem}*.gguf")).read_bytes()
 
 
 def _every_type() -> bytes:
@@ -108,9 +65,9 @@ def _every_type() -> bytes:
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     folder = tmp_path_factory.mktemp("seeds")
     files = [
-        _model(folder / "llama.gguf", "llama", "gpt2"),
-        _model(folder / "gemma.gguf", "gemma3", "llama"),
-        _model(folder / "split.gguf", "llama", "gpt2", split_max_tensors=6),
+        write_small_model(folder / "llama.gguf", "llama", "gpt2"),
+        write_small_model(folder / "gemma.gguf", "gemma3", "llama"),
+        write_small_model(folder / "split.gguf", "llama", "gpt2", split_max_tensors=6),
         _every_type(),
         gguf_file([ARCHITECTURE], [tensor_entry("a", (32,))], data=128),
     ]
@@ -201,6 +158,7 @@ def _peak_bytes(data: bytes) -> int:
 
 
 def _assert_bounded(data: bytes, what: object) -> None:
+    """Traced allocation is four times slower, so that time is taken without it."""
     start = time.process_time()
     try:
         parse(Source.of_bytes(data, Path("fuzz.gguf")))
@@ -244,9 +202,11 @@ def test_no_mutated_file_of_very_many_does_either(seeds: list[bytes]) -> None:
 
 def test_no_cut_of_a_file_is_taken_for_a_whole_one(seeds: list[bytes]) -> None:
     for data in seeds:
-        for cut in range(len(data) - 4096 if len(data) > 8192 else len(data) // 2):
+        header = parse(Source.of_bytes(data, Path("whole.gguf")))[0]
+        used = max(tensor.offset + tensor.nbytes for tensor in header.tensors)  # after it comes padding
+        for cut in {*range(0, used, 11), used - 1, header.data_offset}:
             with pytest.raises(InputError):
-                parse(Source.of_bytes(data[:cut], Path("fuzz.gguf")))
+                parse(Source.of_bytes(data[:cut], Path("cut.gguf")))
 
 
 # ---- files that would become more than they are --------------------------------------------------------------------
@@ -287,11 +247,19 @@ AMPLIFIERS: dict[str, Callable[[], bytes]] = {
     "long keys": lambda: gguf_file([field(letter * 65535, UINT8, 1) for letter in "abcdefghijklmnopqrstuvwxyz"]),
     "tensors of a byte": lambda: _many_tensors(1),
     "tensors of a byte in four dimensions": lambda: _many_tensors(4),
-    "empty strings": lambda: _strings(MAX_STRINGS),
-    "too many empty strings": lambda: _strings(MAX_STRINGS + 1),
+    "empty strings": lambda: _strings(100_000),
     "strings as long as the window": lambda: _strings(60, bytes(64 << 10)),
     "fields that are not there": lambda: b"GGUF" + struct.pack("<IQQ", 3, 0, MAX_FIELDS) + bytes(20000),
 }
+
+
+def test_as_many_of_everything_as_is_taken_is_read_in_a_second() -> None:
+    for data in (_strings(MAX_STRINGS), _strings(MAX_STRINGS, b"abcdefg"), _many_tensors(4)):
+        start = time.process_time()
+        parse(Source.of_bytes(data, Path("large.gguf")))
+        assert time.process_time() - start < SECONDS
+    with pytest.raises(InputError, match=f"{MAX_STRINGS + 1} texts, more than {MAX_STRINGS} in a header"):
+        parse(Source.of_bytes(_strings(MAX_STRINGS + 1), Path("large.gguf")))
 
 
 @pytest.mark.parametrize("name", AMPLIFIERS)
@@ -309,28 +277,3 @@ def test_a_whole_array_takes_less_than_ten_times_its_bytes(kind: int, tmp_path: 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= 5 * header.file_size
-
-
-# ---- what is made of a header --------------------------------------------------------------------------------------
-
-
-def _use(path: Path) -> None:
-    """Everything that reads of metadata lead to; AmigoErrors are answers."""
-    header = read_header(path)
-    assert header.quantization and header.parameters >= 0 and header.context_length != 0
-    assert header.chat_template is None or header.chat_template
-    steps: list[Callable[[], object]] = [lambda: model_shape(header)]
-    try:
-        family = architecture_of(header)
-        normal = family.normalize(header)
-    except AmigoError:
-        normal = header
-    else:
-        steps += [lambda: family.config(normal), lambda: map_tensors(normal, family)]
-    steps += [lambda: generation_config(normal, stop_token_ids(normal))]
-    steps += [functools.partial(normal.array, key) for key in normal.metadata]
-    for step in steps:
-        try:
-            step()
-        except AmigoError:
-            continue

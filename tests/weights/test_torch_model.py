@@ -115,7 +115,7 @@ def test_a_missing_a_surplus_and_a_misshapen_tensor_are_refused(
     stored = load_file(adapter / "adapter_model.safetensors")
     del stored[next(iter(stored))]
     save_file(stored, adapter / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="holds no .*lora_"):
+    with pytest.raises(InputError, match=r"holds no .*lora_"):
         TorchModel(unpacked(exact_llama), weights, adapter)
 
 

@@ -243,6 +243,24 @@ def test_unpacking_turns_to_bfloat16_when_float16_is_too_narrow(tmp_path: Path, 
     assert float(stored["model.layers.0.mlp.up_proj.weight"].abs().max()) > 65504
 
 
+def test_values_that_are_not_finite_are_named_counted_and_refused_unless_allowed(
+    tmp_path: Path, events: Events
+) -> None:
+    source = write_tiny_llama(tmp_path / "a.gguf", weight_type="f32")
+    tensor = read_header(source).tensor("blk.2.ffn_down.weight")
+    data = bytearray(source.read_bytes())
+    for place, value in ((0, np.nan), (100_000, np.inf)):
+        data[tensor.offset + 4 * place : tensor.offset + 4 * place + 4] = np.float32(value).tobytes()
+    source.write_bytes(data)
+    with pytest.raises(InputError, match=r"tensor blk\.2\.ffn_down\.weight holds 2 values that are NaN or infinite"):
+        unpack(source, tmp_path / "out", "bf16", events)
+    figures = unpack(source, tmp_path / "out", "bf16", events, allow_nonfinite=True)
+    assert figures["nonfinite_values"] == 2
+    assert any(isinstance(event, Note) and "blk.2.ffn_down.weight holds 2 values" in event.text for event in events)
+    stored = safetensors.torch.load_file(tmp_path / "out/model.safetensors")["model.layers.2.mlp.down_proj.weight"]
+    assert int((~torch.isfinite(stored)).sum()) == 2
+
+
 @pytest.mark.slow
 def test_a_real_gemma_is_the_same_model_after_unpacking(tmp_path: Path, events: Events) -> None:
     """Measured on Gemma 3 270M Q4_K_M: mean 0.0090, max 0.10 nats over 147 positions."""

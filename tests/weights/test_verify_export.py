@@ -18,6 +18,7 @@ from amigo_local.weights.gguf_header import read_header
 from amigo_local.weights.gguf_writer import GgufWriter, PlannedTensor, carried_fields
 from amigo_local.weights.probe import comparison_bytes
 from amigo_local.weights.tensor_rows import TensorFile
+from amigo_local.weights.unpack import unpack
 from amigo_local.weights.verify_export import check_exported
 from tests.support.tiny_gguf import write_tiny_llama
 from tests.weights.conftest import TEXTS, Events, write_adapter
@@ -94,12 +95,12 @@ def test_a_right_export_passes_with_and_without_a_checkpoint_and_says_how_close_
     assert not [path for path in tmp_path.iterdir() if path != made.path]
 
 
-def test_keep_counts_what_was_left_and_what_was_made_anew(
-    tiny_llama: Path, unpacked: Unpacked, tmp_path: Path
-) -> None:
+def test_keep_counts_what_was_left_and_what_was_made_anew(tiny_llama: Path, unpacked: Unpacked, tmp_path: Path) -> None:
     adapter = write_adapter(unpacked(tiny_llama), tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
     figures = Exported(tiny_llama, adapter, "keep", tmp_path).check(adapter)
-    assert {name: figures[name] for name in ("tensors", "identical_tensors", "requantized_tensors", "metadata_keys")} == {
+    assert {
+        name: figures[name] for name in ("tensors", "identical_tensors", "requantized_tensors", "metadata_keys")
+    } == {
         "tensors": 38,
         "identical_tensors": 30,
         "requantized_tensors": 8,
@@ -179,35 +180,48 @@ def test_rows_in_the_wrong_order_are_found(
         made.check(llama_adapter)
 
 
-@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "keep"])
-@pytest.mark.parametrize("scale", [0.02, 0.002, 0.0005])
+@pytest.mark.parametrize(
+    ("quant", "scale"),
+    [("f16", 0.0003), ("q8_0", 0.002), ("q4_k_m", 0.02), ("q4_k_m", 0.00003), ("q3_k_m", 0.0003), ("keep", 0.00003)],
+)
 def test_a_lost_adapter_is_found_however_weak_it_is(
     quant: Quant, scale: float, tiny_llama: Path, unpacked: Unpacked, tmp_path: Path
 ) -> None:
     adapter = write_adapter(unpacked(tiny_llama), tmp_path / "adapter", scale=scale)
-    made = Exported(tiny_llama, None, quant, tmp_path)
-    plan = plan_export(tiny_llama, adapter, quant, tmp_path)
-    with pytest.raises(AmigoError, match="the adapter is not in it|is not base plus adapter"):
-        made.check(adapter, verbatim=plan.copied)
     right = Exported(tiny_llama, adapter, quant, tmp_path).check(adapter)
-    assert number(right, "adapter_share") > 0.4
+    assert number(right, "adapter_in_weights") > 10 * number(right, "adapter_in_weights_error")
+    lost = Exported(tiny_llama, None, quant, tmp_path)
+    with pytest.raises(AmigoError, match="the adapter is not in it"):
+        lost.check(adapter, verbatim=(), prompts=())
 
 
-def test_an_adapter_that_rounding_takes_away_is_told_or_refused(
-    smollm2: Path, unpacked: Unpacked, tmp_path: Path
-) -> None:
-    # The rows of Q4_1 hold the base's weights on the grid that `keep` rounds to again.
-    weak = write_adapter(unpacked(smollm2), tmp_path / "weak", scale=0.002)
-    kept = Exported(smollm2, weak, "keep", tmp_path)
-    figures = kept.check(weak, prompts=TEXTS[:3])
-    assert 0.1 < number(figures, "adapter_share") < 0.6  # 0.31 measured
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_adapter_that_rounding_takes_away_is_told(seed: int, tmp_path: Path) -> None:
+    # The base's weights lie on the very grid that `keep` rounds to again.
+    base = write_tiny_llama(tmp_path / "base.gguf", weight_type="q4_1", seed=seed)
+    unpack(base, tmp_path / "checkpoint", "f32", Events())
+    weak = write_adapter(tmp_path / "checkpoint", tmp_path / "weak", scale=0.001)
+    kept = Exported(base, weak, "keep", tmp_path)
+    figures = kept.check(weak)
+    assert 0.1 < number(figures, "adapter_share") < 0.5  # 0.31 and 0.26 measured
     assert number(figures, "kl_mean") > number(figures, "adapter_effect")
     told = [event.text for event in kept.events if isinstance(event, Note)]
-    assert len(told) == 1 and "much of the adapter is lost in rounding to Q4_1" in told[0]
+    assert len(told) == 1 and "the adapter is weak against rounding to Q4_1" in told[0]
 
-    wide = Exported(smollm2, weak, "q8_0", tmp_path)
-    assert number(wide.check(weak, prompts=TEXTS[:3]), "adapter_share") == pytest.approx(1, abs=0.05)
+    wide = Exported(base, weak, "q8_0", tmp_path)
+    assert number(wide.check(weak), "adapter_share") == pytest.approx(1, abs=0.05)
     assert not [event for event in wide.events if isinstance(event, Note)]
+
+
+@pytest.mark.slow
+def test_smollm2_keeps_little_of_a_weak_adapter_in_its_own_types_and_all_in_q8_0(
+    smollm2: Path, unpacked: Unpacked, tmp_path: Path
+) -> None:
+    weak = write_adapter(unpacked(smollm2), tmp_path / "weak", scale=0.002)
+    figures = {quant: Exported(smollm2, weak, quant, tmp_path).check(weak) for quant in ("keep", "q8_0")}
+    assert number(figures["keep"], "adapter_share") == pytest.approx(0.31, abs=0.15)
+    assert number(figures["q8_0"], "adapter_share") == pytest.approx(1, abs=0.05)
+    assert number(figures["keep"], "kl_of_base") < 0.008
 
 
 def test_an_adapter_without_effect_is_no_lost_one(tiny_llama: Path, unpacked: Unpacked, tmp_path: Path) -> None:
@@ -222,13 +236,14 @@ def test_another_tokenizer_and_another_template_are_found(
     exact_llama: Path, unpacked: Unpacked, tmp_path: Path
 ) -> None:
     tokens = list(read_header(exact_llama).array("tokenizer.ggml.tokens"))
-    tokens[900], tokens[901] = tokens[901], tokens[900]
+    a, b = tokens.index("Ġthe"), tokens.index("Ġto")
+    tokens[a], tokens[b] = tokens[b], tokens[a]
     one_changed = rewritten(exact_llama, tmp_path / "tokens.gguf", {"tokenizer.ggml.tokens": tuple(tokens)})
     with pytest.raises(AmigoError, match=r"of 1000 texts get other tokens in transformers than in llama\.cpp"):
         Exported(one_changed, None, "f16", tmp_path).check(None, unpacked(exact_llama), texts=check_texts(1000))
     template = str(read_header(exact_llama).chat_template).replace("assistant\\n", "assistant")
     swapped = rewritten(exact_llama, tmp_path / "template.gguf", {"tokenizer.chat_template": template + " "})
-    with pytest.raises(AmigoError, match="its chat template makes .* of a chat, that of"):
+    with pytest.raises(AmigoError, match=r"its chat template makes .* of a chat, that of"):
         Exported(swapped, None, "f16", tmp_path).check(None, unpacked(exact_llama))
 
 
