@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,6 +38,11 @@ def digest_path(path: Path, digest_of: Callable[[Path], str] = digest_file) -> s
         f"{digest_of(file)}  {file.relative_to(path).as_posix()}" for file in sorted(path.rglob("*")) if file.is_file()
     ]
     return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def digest_of_parts(digests: Sequence[str]) -> str:
+    """One digest for a thing that lies in several files, in their order."""
+    return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def size_of(path: Path) -> int:

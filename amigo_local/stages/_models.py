@@ -13,6 +13,7 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.model_ref import ModelRef, parse_model_ref
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import StageContext
+from amigo_local.engine.fingerprint import digest_of_parts
 from amigo_local.engine.journal import JOURNAL_NAME, read_journal
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages._serving import library, ollama_server, reachable
@@ -111,8 +112,10 @@ def _gguf(ref: ModelRef, context: StageContext) -> ResolvedModel:
         raise InputError(f"there is no file {path}", "give the path of a GGUF file, or an Ollama tag")
     from amigo_local.weights.gguf_header import read_header
 
-    read_header(path)  # refuses what is no GGUF before gigabytes are hashed
-    return ResolvedModel(ref, context.workspace.digests.digest(path), gguf=path)
+    header = read_header(path)  # refuses what is no GGUF before gigabytes are hashed
+    digests = [context.workspace.digests.digest(part) for part in header.files]
+    digest = digests[0] if len(digests) == 1 else digest_of_parts(digests)
+    return ResolvedModel(ref, digest, gguf=header.path)
 
 
 def _checkpoint(ref: ModelRef, path: Path, context: StageContext) -> ResolvedModel:

@@ -24,8 +24,8 @@ _ELEMENTS_PER_SECOND = 8e6  # with its check: 134.5 M in 16 s on two cores (docs
 class ExportRequest(Params, frozen=True, kw_only=True):
     quant: Annotated[Quant, option("Types of the tensors: keep the base's, or one of llama.cpp's mixes.")] = "keep"
     run: Annotated[str | None, option("Run whose adapter is exported; default: the newest that trained one.")] = None
-    base: Annotated[str | None, option("REF of the base (a tag, GGUF or checkpoint), with --adapter.")] = None
-    adapter: Annotated[str | None, option("Directory of the adapter, with --base.")] = None
+    base: Annotated[str | None, option("REF of the base (a tag, GGUF or checkpoint) instead of a run.")] = None
+    adapter: Annotated[str | None, option("Directory of the adapter on --base; default: none, to requantize.")] = None
     like: Annotated[
         str | None, option("REF of the GGUF that gives types, tokenizer and template when --base is a checkpoint.")
     ] = None
@@ -57,8 +57,8 @@ class ExportParams(Params, frozen=True, kw_only=True):
 
 
 def steps(params: ExportRequest, context: StageContext) -> Chain:
-    if (params.base is None) != (params.adapter is None):
-        raise InputError("--base and --adapter go together", "give both, or neither to export a run")
+    if params.adapter is not None and params.base is None:
+        raise InputError("--adapter needs its base", "add --base REF, the model that it was trained on")
     base, adapter, checkpoint, dataset = params.base, params.adapter, None, None
     from_checkpoint = False
     if base is None:
@@ -161,7 +161,7 @@ def run(params: ExportParams, context: StageContext) -> StageResult:
         params.quant,
         context.build_dir(),
         checkpoint_dir=checkpoint if params.from_checkpoint else None,
-        has_imatrix=matrix is not None,
+        imatrix=matrix,
     )
     built = context.build_dir() / f"{params.name}-{params.quant}.gguf"
     figures = export(plan, built, context.emit, imatrix=matrix, allow_nonfinite=params.allow_nonfinite)

@@ -28,7 +28,7 @@ class RegisterParams(Params, frozen=True, kw_only=True):
 
 def inputs(params: RegisterParams, context: StageContext) -> dict[str, str]:
     model = resolve(_path(params), context)
-    model.need_gguf("register")
+    _refuse_split(model.need_gguf("register"))
     found = {"model": model.digest, "server": served_by(context.settings)}
     if params.like:
         found["like"] = _digest_of(definition_like(params.like, context))
@@ -88,6 +88,17 @@ def definition_for(gguf: Path, context: StageContext) -> Modelfile:
     proof = "renders the same prompts as the model's own" if chosen.exact else "is the nearest known"
     context.note(f"chat template: {chosen.family}, which {proof}", "info" if chosen.exact else "warning")
     return chosen.definition
+
+
+def _refuse_split(gguf: Path) -> None:
+    """Ollama and our library keep one file for a tag."""
+    from amigo_local.weights.gguf_header import read_header
+
+    if (parts := len(read_header(gguf).files)) > 1:
+        raise InputError(
+            f"{gguf} is the first of {parts} parts, a tag takes one file",
+            f"join them: amigo-local export --base {gguf} --out joined.gguf",
+        )
 
 
 def _path(params: RegisterParams) -> str:

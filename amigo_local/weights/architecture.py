@@ -70,10 +70,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         key = self.permuted.get(match[2]) if match else None
         if key is None:
             return None
-        prefix = f"{header.architecture}."
-        # One number, or one for each layer; base_config refuses layers that differ.
-        heads = header.array(prefix + key) or header.array(prefix + "attention.head_count")
-        return int(heads[0])
+        return header.count(key, header.count("attention.head_count"))  # base_config refuses layers that differ
 
     def required(self, header: GgufHeader) -> Iterator[str]:
         """Names of the tensors in whose place transformers would put random weights if they were missing."""
@@ -81,7 +78,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         names = header.tensor_names
         on = [parts for parts in self.bias_switches if any(f"blk.0.{part}.bias" in names for part in parts)]
         biased = self.biased.union(*on)
-        for layer in range(int(header.of_architecture("block_count", 0))):
+        for layer in range(header.layers):
             yield from (f"blk.{layer}.{part}.weight" for part in self.blocks)
             yield from (f"blk.{layer}.{part}.bias" for part in sorted(biased))
 
@@ -106,16 +103,12 @@ def supported() -> tuple[str, ...]:
 
 
 def architecture_of(header: GgufHeader) -> Architecture:
-    """Raises InputError that lists the supported ones, or when the file is one part of a split model."""
+    """Raises InputError that lists the supported ones."""
     name = header.architecture
     if name not in supported():
         raise InputError(
             f"{header.path}: architecture {name!r} is not supported",
             f"supported are: {', '.join(supported())}",
-        )
-    if int(header.metadata.get("split.count", 0) or 0) > 1:  # type: ignore[arg-type]  # a whole number where it is there
-        raise InputError(
-            f"{header.path}: is one part of a split GGUF", "join the parts first: llama-gguf-split --merge FIRST OUT"
         )
     family: Architecture = importlib.import_module(f"{architectures.__name__}.{name}").ARCHITECTURE
     return family
@@ -133,6 +126,11 @@ def map_tensors(header: GgufHeader, family: Architecture) -> tuple[list[MappedTe
         name = family.checkpoint_name(tensor.name)
         if name is not None and (tensor.name in expected or tensor.name == "output.weight"):
             heads = family.heads(header, tensor.name)
+            if heads and tensor.shape[0] % (2 * heads):
+                raise InputError(
+                    f"{header.path}: tensor {tensor.name} has {tensor.shape[0]} rows, no pairs for {heads} heads",
+                    "download or export the file again",
+                )
             mapped.append(MappedTensor(tensor, name, heads, family.norm_shift(tensor.name)))
         elif family.is_skipped(tensor.name):
             skipped.append(tensor.name)

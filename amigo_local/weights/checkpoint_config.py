@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.recipe import Dtype
+from amigo_local.weights.gguf_cursor import described
 from amigo_local.weights.gguf_header import GgufHeader, Scalar, model_shape
 
 TORCH_DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -24,7 +26,9 @@ def shortest(value: float) -> float:
 def token_id(header: GgufHeader, which: str) -> int | None:
     """`which` is llama.cpp's word: bos, eos, eot, unknown, padding."""
     value = header.metadata.get(f"tokenizer.ggml.{which}_token_id")
-    return value if isinstance(value, int) and value >= 0 else None
+    # llama.cpp passes over a bad id as well (llama_vocab::impl::load).
+    rows = header.tensor("token_embd.weight").dimensions[-1]
+    return value if type(value) is int and 0 <= value < min(header.length("tokenizer.ggml.tokens"), rows) else None
 
 
 def base_config(header: GgufHeader, model_type: str, class_name: str) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def base_config(header: GgufHeader, model_type: str, class_name: str) -> dict[st
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,
-        "rms_norm_eps": shortest(epsilon),
+        "rms_norm_eps": shortest(header.real("attention.layer_norm_rms_epsilon")),
         "max_position_embeddings": shape.context_length,
         "vocab_size": shape.vocabulary,
         "tie_word_embeddings": shape.tied_embeddings,
@@ -68,14 +72,14 @@ def refuse(header: GgufHeader, key: str, plain: Scalar, expected: str) -> None:
     found = header.of_architecture(key, plain)
     if found != plain:
         raise InputError(
-            f"{header.path}: {header.architecture}.{key} is {found}, expected {expected}",
+            f"{header.path}: {header.architecture}.{key} is {described(found)}, expected {expected}",
             "this variant of the architecture isn't supported; take another base",
         )
 
 
 def _refuse_uneven_layers(header: GgufHeader) -> None:
     for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
-        values = header.array(f"{header.architecture}.{key}")
+        values = header.list_of(int, f"{header.architecture}.{key}")
         if len(set(values)) > 1:
             raise InputError(
                 f"{header.path}: {header.architecture}.{key} differs between layers: {list(values)[:8]}",
@@ -92,15 +96,15 @@ def rope_parameters(header: GgufHeader, *, rotated: int | None = None) -> dict[s
     head_dim = model_shape(header).head_dim if rotated is None else rotated
     refuse(header, "rope.dimension_count", head_dim, f"the head's {head_dim}")
     settings: dict[str, Any] = {
-        "rope_theta": shortest(header.of_architecture("rope.freq_base", 10000.0)),
+        "rope_theta": shortest(header.real("rope.freq_base", 10000.0, above=0)),
         "rope_type": "default",
     }
     # llama.cpp's default for files from before 2024, which state the factor alone.
     kind = header.of_architecture("rope.scaling.type", "linear")
-    factor = header.of_architecture("rope.scaling.factor", header.of_architecture("rope.scale_linear", 1.0))
+    factor = header.real("rope.scaling.factor", header.real("rope.scale_linear", 1.0))
     if kind not in ("none", "linear", "yarn"):
         raise InputError(
-            f"{header.path}: rotary scaling {kind!r} is not supported, only none, linear, yarn and Llama 3's",
+            f"{header.path}: rotary scaling {described(kind)} is not supported, only none, linear, yarn and Llama 3's",
             "take a base without it",
         )
     refuse(header, "rope.scaling.attn_factor", 1.0, "1.0")
@@ -112,17 +116,16 @@ def rope_parameters(header: GgufHeader, *, rotated: int | None = None) -> dict[s
 
 def _yarn(header: GgufHeader) -> dict[str, Any]:
     """What TextModel.set_gguf_parameters of llama.cpp's conversion/base.py wrote, back in transformers' words."""
-    if header.of_architecture("rope.scaling.yarn_ext_factor", -1.0) >= 0:  # negative: as if it weren't there
+    if header.real("rope.scaling.yarn_ext_factor", -1.0) >= 0:  # negative: as if it weren't there
         refuse(header, "rope.scaling.yarn_ext_factor", 1.0, "1.0, transformers has no other")
-    original = header.of_architecture("rope.scaling.original_context_length", header.context_length)
+    original = header.count("rope.scaling.original_context_length", header.context_length)
     settings: dict[str, Any] = {"original_max_position_embeddings": original}
     words = {"yarn_attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
     for key, name in words.items():
-        value = header.of_architecture(f"rope.scaling.{key}")
-        if value is not None:
-            settings[name] = shortest(value)
+        if header.of_architecture(f"rope.scaling.{key}") is not None:
+            settings[name] = shortest(header.real(f"rope.scaling.{key}"))
     # Mistral's; llama.cpp takes mscale as 1 beside it (llama_context in llama-context.cpp).
-    log_multiplier = header.of_architecture("rope.scaling.yarn_log_multiplier", 0.0)
+    log_multiplier = header.real("rope.scaling.yarn_log_multiplier", 0.0)
     if log_multiplier:
         settings |= {"mscale": 1.0, "mscale_all_dim": shortest(log_multiplier)}
     return settings
@@ -136,10 +139,11 @@ def layer_types(header: GgufHeader, layers: int, default_period: int) -> list[st
     """
     key = "attention.sliding_window_pattern"
     period = header.of_architecture(key, default_period)
-    if isinstance(period, int):
+    flags: Sequence[Scalar]
+    if type(period) is int:
         flags = [period == 0 or (i + 1) % period != 0 for i in range(layers)]
     else:
-        flags = [bool(flag) for flag in header.array(f"{header.architecture}.{key}")]
+        flags = header.array(f"{header.architecture}.{key}")
     if len(flags) != layers:
         raise InputError(
             f"{header.path}: the sliding-window pattern has {len(flags)} entries for {layers} layers",

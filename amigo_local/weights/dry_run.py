@@ -74,7 +74,7 @@ def _fields(header: GgufHeader) -> list[bytes]:
         if key.startswith(f"{header.architecture}."):
             try:
                 fields.append(encode_field(key, header.array(key) if isinstance(value, ArrayRef) else value))
-            except struct.error:
+            except (struct.error, OverflowError):
                 continue
     return fields
 

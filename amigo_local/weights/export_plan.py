@@ -14,6 +14,7 @@ from amigo_local.weights.architecture import MappedTensor, architecture_of, map_
 from amigo_local.weights.ggml_types import FILE_TYPE_IDS, GGML_TYPES, TYPES_BY_NAME
 from amigo_local.weights.gguf_header import GgufHeader, TensorInfo, Value, read_header
 from amigo_local.weights.gguf_writer import PlannedTensor, carried_fields, file_bytes
+from amigo_local.weights.imatrix import ImportanceMatrix
 from amigo_local.weights.quantization_mix import MIXES, UNPORTED_ARCHITECTURES, tensor_types
 from amigo_local.weights.safetensors_file import StoredTensor, read_checkpoint
 from amigo_local.weights.weight_change import WeightChange
@@ -33,7 +34,7 @@ class ExportPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an export decides before it reads a weight. Names are the GGUF's."""
 
     donor: GgufHeader
-    """The file that gives metadata, tokenizer, chat template, tensor order, and the weights unless `checkpoint` does."""
+    """Gives metadata, tokenizer, chat template and tensor order, and the weights unless `checkpoint` does."""
     file_type: str
     """llama.cpp's name of the mix; of `keep`, the donor's."""
     tensors: tuple[PlannedTensor, ...]
@@ -63,16 +64,19 @@ def plan_export(
     *,
     checkpoint_dir: Path | None = None,
     has_imatrix: bool = False,
+    imatrix: ImportanceMatrix | None = None,
     copy_unchanged: bool = True,
 ) -> ExportPlan:
     """Reads headers and tables only. `scratch_parent`: where a dry run may put a few kilobytes for a moment.
 
+    `imatrix` is named in the metadata; `has_imatrix` is enough to plan with one that isn't made yet.
     With `checkpoint_dir` the weights come from there and the base only gives types, metadata and vision tower. With
     `copy_unchanged` a tensor that no adapter touches and that keeps its type isn't dequantized and quantized again,
     which would only lose (14 to 18 % of Q6_K's blocks come back with other bytes); without, it is, as
     llama_model_quantize does from a merged float32 file.
     Raises InputError for an architecture, adapter or mix that isn't supported.
     """
+    has_imatrix = has_imatrix or imatrix is not None
     donor = read_header(base_gguf)
     family = architecture_of(donor)
     normal = family.normalize(donor)
@@ -104,6 +108,8 @@ def plan_export(
             "general.file_type": FILE_TYPE_IDS[quant.upper()],
             "general.quantization_version": _QUANTIZATION_VERSION,
         }
+    if imatrix is not None:
+        changed |= _imatrix_fields(imatrix)
     fields = tuple(carried_fields(donor, changed))
     return ExportPlan(
         donor=donor,
@@ -117,6 +123,16 @@ def plan_export(
         fields=fields,
         file_bytes=file_bytes(fields, tensors, donor.alignment),
     )
+
+
+def _imatrix_fields(imatrix: ImportanceMatrix) -> dict[str, Value]:
+    """What llama-quantize writes (LLM_KV_QUANTIZE_IMATRIX_* in quantize.cpp), with the file's name and not its path."""
+    return {
+        "quantize.imatrix.file": imatrix.path.name if imatrix.path else "",
+        "quantize.imatrix.dataset": ", ".join(imatrix.datasets),
+        "quantize.imatrix.entries_count": len(imatrix.entries),
+        "quantize.imatrix.chunks_count": imatrix.chunk_count,
+    }
 
 
 def _changes(adapter_dir: Path | None, mapped: Sequence[MappedTensor]) -> dict[str, WeightChange]:

@@ -152,6 +152,11 @@ class GgufHeader(msgspec.Struct, frozen=True):
             return Items.decode(value.item_type, value.count, raw, f"{self.path}: {shown(key)}")
         return value if isinstance(value, tuple | Items) else (value,)
 
+    def length(self, key: str) -> int:
+        """How many items `array` gives, without reading them."""
+        value = self.metadata.get(key, ())
+        return value.count if isinstance(value, ArrayRef) else len(self.array(key))
+
     def list_of(self, kind: type[_Item], key: str) -> Sequence[_Item]:
         """As `array`; raises InputError when an item is of another type than `kind`: int, float or str."""
         items = self.array(key)

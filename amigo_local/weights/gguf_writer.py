@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
+from amigo_local.domain.errors import InputError
 from amigo_local.weights.ggml_types import GGML_TYPES
+from amigo_local.weights.gguf_cursor import HINT
 from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
 from amigo_local.weights.kernels import Bytes
 
@@ -17,8 +19,6 @@ _VERSION = 3
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9  # enum gguf_type
 _FORMATS = {UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?"}
-# A split file's own bookkeeping: what is written is one file.
-_NOT_CARRIED = "split."
 
 
 class PlannedTensor(NamedTuple):
@@ -69,18 +69,21 @@ def carried_fields(header: GgufHeader, changed: Mapping[str, Value]) -> list[byt
     with header.path.open("rb") as file:
         for key, (start, end) in header.raw_fields.items():
             if key in changed:
-                fields.append(_encode_value(key, changed[key]))
-            elif not key.startswith(_NOT_CARRIED):
+                fields.append(_encode_value(header.path, key, changed[key]))
+            else:
                 file.seek(start)
                 fields.append(file.read(end - start))
-    fields += [_encode_value(key, value) for key, value in changed.items() if key not in header.raw_fields]
+    fields += [_encode_value(header.path, key, value) for key, value in changed.items() if key not in header.raw_fields]
     return fields
 
 
-def _encode_value(key: str, value: Value) -> bytes:
+def _encode_value(donor: Path, key: str, value: Value) -> bytes:
     if isinstance(value, ArrayRef):
         raise AssertionError(f"{key} is still in its file")
-    return encode_field(key, value)
+    try:
+        return encode_field(key, value)
+    except (struct.error, OverflowError) as error:
+        raise InputError(f"{donor}: {key} holds numbers that llama.cpp has no room for: {error}", HINT) from error
 
 
 class GgufWriter:

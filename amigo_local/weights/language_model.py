@@ -16,6 +16,8 @@ from amigo_local.weights.gguf_header import GgufHeader, TensorInfo, Value
 from amigo_local.weights.gguf_writer import GgufWriter, PlannedTensor, carried_fields
 from amigo_local.weights.tensor_rows import TensorFile
 
+# What llama.cpp takes a missing key for (llama-hparams.h): plain files that older converters wrote lack it.
+_IMPLIED: dict[str, Value] = {"gemma3.rope.freq_base_swa": 10000.0}
 _SPARED_BYTES = 2 * GIB  # for the rest of the machine, and for what a comparison itself takes
 
 
@@ -33,7 +35,8 @@ def language_tensors(header: GgufHeader) -> list[TensorInfo]:
 def needs_copy(header: GgufHeader) -> bool:
     """llama.cpp refuses a file with tensors or without keys that its architecture doesn't know or needs."""
     family = architecture_of(header)
-    return family.normalize(header) != header or bool(map_tensors(header, family)[1])
+    mended = mended_fields(header, family.normalize(header))
+    return any(_IMPLIED.get(key) != value for key, value in mended.items()) or bool(map_tensors(header, family)[1])
 
 
 def copy_bytes(header: GgufHeader) -> int:

@@ -35,7 +35,7 @@ def _spread(length: int, count: int) -> tuple[int, ...]:
 
 
 def comparison_bytes(header: GgufHeader) -> int:
-    """RAM at the peak of comparing torch with llama.cpp: a layer in float32 and four logits; no pages of mapped files."""
+    """RAM at the peak of comparing torch with llama.cpp, mapped files apart: a layer in float32 and four logits."""
     layers: dict[str, int] = {}
     for tensor in header.tensors:
         if tensor.name.startswith("blk."):

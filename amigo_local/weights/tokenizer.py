@@ -8,6 +8,7 @@ from typing import Any
 
 from amigo_local.domain.errors import InputError
 from amigo_local.weights.checkpoint_config import token_id
+from amigo_local.weights.gguf_cursor import described
 from amigo_local.weights.gguf_header import GgufHeader
 from amigo_local.weights.tokenizer_bpe import bpe_tokenizer
 from amigo_local.weights.tokenizer_spm import adds_prefix, spm_model_file, spm_tokenizer
@@ -31,7 +32,7 @@ def write_tokenizer(header: GgufHeader, out_dir: Path) -> list[int]:
             file.writelines(spm_model_file(header, vocabulary))
     else:
         raise InputError(
-            f"{header.path}: tokenizer model {vocabulary.model!r} is not supported",
+            f"{header.path}: tokenizer model {described(vocabulary.model)} is not supported",
             "supported are gpt2 (byte-level BPE) and llama (sentencepiece)",
         )
     tokenizer.write(out_dir / "tokenizer.json")

@@ -6,6 +6,7 @@ from typing import Any
 
 from amigo_local.domain.errors import InputError
 from amigo_local.weights.checkpoint_config import token_id
+from amigo_local.weights.gguf_cursor import described
 from amigo_local.weights.gguf_header import GgufHeader
 from amigo_local.weights.tokenizer_json import TokenizerJson
 from amigo_local.weights.vocabulary import CONTROL, UNUSED, USER_DEFINED, Vocabulary
@@ -70,7 +71,7 @@ def bpe_tokenizer(header: GgufHeader, vocabulary: Vocabulary) -> TokenizerJson:
     patterns = PRE_TOKENIZERS.get(vocabulary.pre)
     if patterns is None:
         raise InputError(
-            f"{header.path}: pre-tokenizer {vocabulary.pre!r} is not supported",
+            f"{header.path}: pre-tokenizer {described(vocabulary.pre)} is not supported",
             f"supported are: {', '.join(sorted(PRE_TOKENIZERS))}",
         )
     alphabet = byte_alphabet()

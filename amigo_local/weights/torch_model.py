@@ -120,10 +120,11 @@ class TorchModel:
 
     def _project(self, hidden: torch.Tensor) -> torch.Tensor:
         name = f"{_HEAD if f'{_HEAD}.weight' in self._weights.shapes else _EMBEDDING}.weight"
-        logits = torch.empty(*hidden.shape[:2], self._weights.shapes[name][0])
+        flat = hidden.reshape(-1, hidden.shape[2])
+        logits = torch.empty(len(flat), self._weights.shapes[name][0])
         for start, rows in self._weights.tiles(name):
-            logits[..., start : start + len(rows)] = hidden @ torch.from_numpy(rows).T
-        return logits
+            logits[:, start : start + len(rows)] = flat @ torch.from_numpy(rows).T
+        return logits.reshape(*hidden.shape[:2], -1)
 
 
 def _with_adapter(base: Any, adapter_dir: Path) -> Any:

@@ -26,7 +26,7 @@ _CLEAR_ERRORS, _TELLING_ERROR = 4, 0.05
 # of adapters of 2, 0.7, 0.13 and 0.015 nats Q4_0 and Q4_1 kept 0.85, 0.7, 0.2 to 0.3 and 0.01 to 0.15 in `keep`,
 # 0.88, 0.75, 0.3 to 1 and 0.1 to 1 as q4_k_m. That is told rather than refused.
 _WIDE_TOLERANCE, _WIDE_BITS = 0.5, 8
-_MIN_EFFECT = 1e-3  # nats; below it noise decides
+_MIN_EFFECT = 0.01  # nats; below it even Q8_0 rounds half away in its own types
 _WEAK_SHARE = 0.5
 
 
@@ -73,9 +73,8 @@ def check_effect(exported: GgufHeader, effect: float, share: ChangeShare, roundi
     `rounding`: nats between base plus adapter and the file. Raises AmigoError when wide types don't show the effect
     or show another; a Note says when narrow ones have rounded much of it away.
     """
-    adapted = map_tensors(exported, architecture_of(exported))[0]
-    narrowest = min(tensor.source.type.block_bytes * 8 / tensor.source.type.block_size for tensor in adapted)
-    is_wide = narrowest >= _WIDE_BITS
+    kinds = {tensor.source.type for tensor in map_tensors(exported, architecture_of(exported))[0]}
+    is_wide = all(kind.block_bytes * 8 / kind.block_size >= _WIDE_BITS for kind in kinds)
     if effect > _MIN_EFFECT and is_wide and not abs(share.share - 1) - 2 * share.error <= _WIDE_TOLERANCE:
         raise AmigoError(
             f"{exported.path}: is not base plus adapter: {share.share:.3f} ± {share.error:.3f} of the adapter's effect "

@@ -97,14 +97,14 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_vocabulary(header: GgufHeader) -> Vocabulary:
     """Raises InputError when a list is missing, its length doesn't match, or a token's type is unknown."""
-    stored = header.array("tokenizer.ggml.tokens")
+    stored = header.list_of(str, "tokenizer.ggml.tokens")
     count = len(stored)
     if not count:
         raise InputError(f"{header.path}: holds no tokenizer", "take a GGUF with tokenizer.ggml.tokens")
     kept = min(count, header.tensor("token_embd.weight").dimensions[-1])
     numbers: dict[str, Sequence[Any]] = {}
     for key, default in (("token_type", NORMAL), ("scores", 0.0)):
-        numbers[key] = header.array(f"tokenizer.ggml.{key}") or (default,) * count
+        numbers[key] = header.list_of(type(default), f"tokenizer.ggml.{key}") or (default,) * count
         if len(numbers[key]) != count:
             raise InputError(
                 f"{header.path}: {count} tokens but {len(numbers[key])} entries in tokenizer.ggml.{key}",
@@ -119,7 +119,7 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
     model = str(header.metadata.get("tokenizer.ggml.model", "none"))
     pre = str(header.metadata.get("tokenizer.ggml.pre", "default"))
     adds_bos = header.metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in _ADDING_BOS)
-    tokens = [str(text) for text in stored[:kept]]
+    tokens = list(stored[:kept])
     if model == "llama":
         # The converter spells user-defined space runs with plain spaces, sentencepiece and transformers don't.
         tokens = [
@@ -136,7 +136,7 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
         tokens=tokens,
         types=bytes(types),
         scores=array("f", numbers["scores"][:kept]),
-        merges=header.array("tokenizer.ggml.merges") if model == "gpt2" else (),
+        merges=header.list_of(str, "tokenizer.ggml.merges") if model == "gpt2" else (),
         bos=token_id(header, "bos"),
         adds_bos=bool(adds_bos),
         adds_eos=bool(header.metadata.get("tokenizer.ggml.add_eos_token", False)),

@@ -157,6 +157,24 @@ def test_export_and_merge_by_hand(loop: FinishedLoop, tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "model.safetensors").is_file() and (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
+def test_export_keeps_types_or_measures_what_matters_on_the_training_data(loop: FinishedLoop, tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    kept, measured = tmp_path / "kept.gguf", tmp_path / "measured.gguf"
+    loop.amigo("export", "--out", str(kept))
+    before = {t.name: t.tensor_type for t in GGUFReader(loop.recipe.with_name("tiny.gguf")).tensors}
+    assert {t.name: t.tensor_type for t in GGUFReader(kept).tensors} == before
+    loop.amigo("export", "--quant", "q4_k_m", "--imatrix", "auto", "--out", str(measured))
+    plain = tmp_path / "plain.gguf"
+    loop.amigo("export", "--quant", "q4_k_m", "--out", str(plain))
+    old, new = ({t.name: t.data.tobytes() for t in GGUFReader(path).tensors} for path in (plain, measured))
+    changed = {name for name in old if old[name] != new[name]}
+    assert changed == {name for name in old if name.startswith("blk.") and "norm" not in name}
+    fields = GGUFReader(measured).fields
+    assert fields["quantize.imatrix.entries_count"].contents() == 28
+    assert fields["quantize.imatrix.dataset"].contents() == "train.jsonl"
+
+
 def test_models_lists_tags_and_artifacts_and_shows_lineage(loop: FinishedLoop) -> None:
     listed = loop.amigo("models")
     assert SOURCE in listed and REFINED in listed and "adapter" in listed

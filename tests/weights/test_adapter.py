@@ -99,7 +99,7 @@ def test_a_real_dora_adapter_is_read_with_its_magnitudes(
     saved = safetensors.torch.load_file(adapter / "adapter_model.safetensors")
     expected = saved["base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"]
     assert torch.equal(torch.from_numpy(module.magnitude.array()), expected)
-    with pytest.raises(InputError, match="has a DoRA magnitude, adapter_config.json says use_dora=False"):
+    with pytest.raises(InputError, match=r"has a DoRA magnitude, adapter_config\.json says use_dora=False"):
         read_adapter(_copy(adapter, tmp_path / "denied", use_dora=False))
 
 

@@ -329,7 +329,7 @@ def test_nothing_but_the_result_is_ever_on_disk_and_its_size_is_known_before(
 
 
 def test_memory_is_bounded_by_chunks_and_not_by_the_model(smollm2: Path, tmp_path: Path) -> None:
-    """In a process of its own; 135 M weights would be 538 MB in float32. Measured: 93 MB, numpy and libggml included."""
+    """In a process of its own; 135 M weights are 538 MB in float32. Measured: 93 MB, numpy and libggml included."""
     code = (
         "import sys; from pathlib import Path; "
         "from amigo_local.weights.export_plan import plan_export; from amigo_local.weights.export import export; "

@@ -15,9 +15,12 @@ import pytest
 
 from amigo_local.domain.errors import AmigoError
 from amigo_local.weights.architecture import architecture_of, map_tensors, supported
+from amigo_local.weights.base_candidates import base_candidates
 from amigo_local.weights.checkpoint_config import generation_config
 from amigo_local.weights.gguf_header import GgufHeader, model_shape, read_header
-from amigo_local.weights.language_model import needs_copy
+from amigo_local.weights.gguf_writer import carried_fields
+from amigo_local.weights.language_model import mended_fields, needs_copy
+from amigo_local.weights.quantization_mix import tensor_types
 from amigo_local.weights.tokenizer import stop_token_ids, write_tokenizer
 from tests.support.gguf_bytes import (
     BOOL,
@@ -93,6 +96,9 @@ def _use(path: Path, out: Path) -> Counter[str]:
         steps["config"] = lambda: family.config(normal)
         steps["tensors"] = lambda: map_tensors(normal, family)
         steps["copy"] = lambda: needs_copy(header)
+        steps["fields"] = lambda: carried_fields(header, mended_fields(header, normal))
+    steps["types"] = lambda: tensor_types(normal, normal.tensors, "Q4_K_M")
+    steps["candidates"] = lambda: base_candidates(header)
     steps["generation"] = lambda: generation_config(normal, stop_token_ids(normal))
     steps["tokenizer"] = lambda: write_tokenizer(normal, out)
     steps |= {key: functools.partial(lambda key: list(normal.array(key)), key) for key in normal.metadata}

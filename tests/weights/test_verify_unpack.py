@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from amigo_local.domain.errors import AmigoError
-from amigo_local.domain.events import Note
+from amigo_local.weights import tensor_rows
 from amigo_local.weights import unpack as unpack_module
-from amigo_local.weights.divergence import DivergenceMeter
 from amigo_local.weights.verify_unpack import MEAN_KL_LIMIT, check_unpacked
 from tests.weights.conftest import TEXTS, Events
 
@@ -38,9 +37,9 @@ def test_a_slightly_wrong_config_shows_in_the_figures(checkpoint: Path, exact_ll
 def test_rows_left_interleaved_are_found(
     exact_llama: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpack_module, "to_checkpoint_rows", lambda rows, head_dim: rows)
+    monkeypatch.setattr(tensor_rows, "to_checkpoint_rows", lambda rows, head_dim: rows)
     unpack_module.unpack(exact_llama, tmp_path / "wrong", "f32", events)
-    with pytest.raises(AmigoError, match=f"next-token KL mean .* expected at most {MEAN_KL_LIMIT}"):
+    with pytest.raises(AmigoError, match=rf"next-token KL mean .* expected at most {MEAN_KL_LIMIT}"):
         check_unpacked(exact_llama, tmp_path / "wrong", TEXTS, events)
 
 
@@ -61,11 +60,18 @@ def test_broken_weights_are_found(checkpoint: Path, exact_llama: Path, events: E
         check_unpacked(exact_llama, checkpoint, TEXTS, events)
 
 
-def test_a_model_too_big_for_memory_is_only_tokenized(checkpoint: Path, exact_llama: Path, events: Events) -> None:
-    figures = check_unpacked(exact_llama, checkpoint, TEXTS, events, max_parameters=1_000_000)
-    assert figures == {"texts": len(TEXTS), "differing_texts": 0, "kl_checked": False}
-    notes = [event.text for event in events if isinstance(event, Note)]
-    assert notes == ["the next-token check was left out: 2623744 parameters, the limit is 1000000"]
+def test_chats_and_predictions_are_counted(checkpoint: Path, exact_llama: Path, events: Events) -> None:
+    figures = check_unpacked(exact_llama, checkpoint, TEXTS, events)
+    counts = ("texts", "differing_texts", "chat_template", "chats", "refused_chats", "kl_checked", "same_top_share")
+    assert [figures[name] for name in counts] == [5, 0, True, 12, 0, True, 1.0]
+    assert figures["kl_positions"] == 228
+    assert check_unpacked(exact_llama, checkpoint, TEXTS, events, prompts=TEXTS[:1])["kl_positions"] == 51
+
+
+def test_another_chat_template_is_found(checkpoint: Path, exact_llama: Path, events: Events) -> None:
+    (checkpoint / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", "utf-8")
+    with pytest.raises(AmigoError, match="its chat template makes"):
+        check_unpacked(exact_llama, checkpoint, TEXTS, events)
 
 
 def test_neither_llama_cpp_nor_transformers_prints(
@@ -73,13 +79,3 @@ def test_neither_llama_cpp_nor_transformers_prints(
 ) -> None:
     check_unpacked(exact_llama, checkpoint, TEXTS, events)
     assert capfd.readouterr() == ("", "")
-
-
-def test_divergence_is_kullback_leiblers() -> None:
-    meter = DivergenceMeter()
-    p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.5, 0.25]])
-    meter.add(np.log(p).astype(np.float32), np.log(q).astype(np.float32) + 3)
-    result = meter.result()
-    assert result.mean == pytest.approx(0.25 * np.log(2), abs=1e-6)
-    assert (result.same_top, result.positions) == (0.0, 1)
-    assert not DivergenceMeter().result().mean <= 1

@@ -20,11 +20,11 @@ def config(header: GgufHeader) -> dict[str, Any]:
     return settings | {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
-        "sliding_window": header.of_architecture("attention.sliding_window", 4096),
+        "sliding_window": header.count("attention.sliding_window", 4096),
         "layer_types": layer_types(header, layers, _PERIOD),
         "query_pre_attn_scalar": per_head if layers == _LAYERS_27B else settings["head_dim"],
-        "attn_logit_softcapping": shortest(header.of_architecture("attn_logit_softcapping", 50.0)),
-        "final_logit_softcapping": shortest(header.of_architecture("final_logit_softcapping", 30.0)),
+        "attn_logit_softcapping": shortest(header.real("attn_logit_softcapping", 50.0)),
+        "final_logit_softcapping": shortest(header.real("final_logit_softcapping", 30.0)),
         "rope_parameters": rope_parameters(header),
     }
 

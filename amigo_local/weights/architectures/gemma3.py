@@ -9,7 +9,7 @@ import msgspec
 from amigo_local.weights.architecture import Architecture
 from amigo_local.weights.checkpoint_config import base_config, layer_types, rope_parameters, shortest
 from amigo_local.weights.gguf_array import Items
-from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
+from amigo_local.weights.gguf_header import GgufHeader, Scalar, Value
 
 VISION = ("v.", "mm.")
 _LAYERS_27B = 62  # LLM_TYPE_27B in llama.cpp's gemma3.cpp
@@ -34,8 +34,8 @@ def normalize(header: GgufHeader) -> GgufHeader:
         metadata.setdefault(prefix + key, value)
 
     default("attention.layer_norm_rms_epsilon", 1e-6)
-    default("rope.freq_base", metadata.get(prefix + "rope.global.freq_base", 1e6))
-    default("rope.freq_base_swa", metadata.get(prefix + "rope.local.freq_base", 1e4))
+    default("rope.freq_base", header.real("rope.global.freq_base", 1e6, above=0))
+    default("rope.freq_base_swa", header.real("rope.local.freq_base", 1e4, above=0))
     context = metadata.get(prefix + "context_length")
     if isinstance(context, int) and context >= _SCALED_CONTEXT and prefix + "rope.scaling.factor" not in metadata:
         metadata[prefix + "rope.scaling.type"] = "linear"
@@ -43,7 +43,7 @@ def normalize(header: GgufHeader) -> GgufHeader:
     rows = header.tensor("token_embd.weight").dimensions[-1]
     for key in ("tokens", "scores", "token_type"):
         name = f"tokenizer.ggml.{key}"
-        if _count(header, name) > rows:
+        if header.length(name) > rows:
             kept = header.array(name)[:rows]
             metadata[name] = kept if isinstance(kept, Items) else tuple(kept)
     normalized = msgspec.structs.replace(header, metadata=metadata)
@@ -54,15 +54,9 @@ def normalize(header: GgufHeader) -> GgufHeader:
     return normalized
 
 
-def _count(header: GgufHeader, key: str) -> int:
-    """How many items an array has, without reading it."""
-    value = header.metadata.get(key, ())
-    return value.count if isinstance(value, ArrayRef) else len(header.array(key))
-
-
 def _unflattened_types(header: GgufHeader) -> tuple[Scalar, ...] | None:
     """Gemma's token types where the file has its vocabulary without them; None where there is nothing to mend."""
-    if _count(header, "tokenizer.ggml.tokens") != _VOCABULARY:
+    if header.length("tokenizer.ggml.tokens") != _VOCABULARY:
         return None
     newline = _TOKEN_TYPES[4][1][0]
     types = header.array("tokenizer.ggml.token_type")
@@ -81,10 +75,10 @@ def config(header: GgufHeader) -> dict[str, Any]:
     # gemma3.cpp: the 27B scales queries by the hidden size per head, the others by the head size.
     per_head = settings["hidden_size"] // settings["num_attention_heads"]
     # Without a window all layers see everything and rotate alike (Rnj-1).
-    window = header.of_architecture("attention.sliding_window", 0)
-    softcap = header.of_architecture("final_logit_softcapping", 0.0)
+    window = header.count("attention.sliding_window", 0, least=0)
+    softcap = header.real("final_logit_softcapping", 0.0)
     full = rope_parameters(header)
-    local = {"rope_theta": shortest(header.of_architecture("rope.freq_base_swa", 1e4)), "rope_type": "default"}
+    local = {"rope_theta": shortest(header.real("rope.freq_base_swa", 1e4, above=0)), "rope_type": "default"}
     return settings | {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,

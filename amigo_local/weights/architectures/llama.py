@@ -43,6 +43,10 @@ def _llama3_rope(header: GgufHeader, plain: dict[str, Any]) -> dict[str, Any]:
         )
     table = [float(value) for value in read_vector(header, ROPE_FACTORS)]
     low, high, original, factor = 1.0, 4.0, 8192, max(table)
+    if factor < 1:
+        raise InputError(
+            f"{header.path}: {ROPE_FACTORS} holds no factor from 1 up", "this rotary scaling isn't supported"
+        )
     for i, found in enumerate(table):
         wavelength = 2 * math.pi * plain["rope_theta"] ** (i / len(table))
         if wavelength < original / high:

@@ -16,9 +16,9 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 def config(header: GgufHeader) -> dict[str, Any]:
     settings = base_config(header, "phi3", "Phi3ForCausalLM")
     context = settings["max_position_embeddings"]
-    original = header.of_architecture("rope.scaling.original_context_length", context)
+    original = header.count("rope.scaling.original_context_length", context)
     head_dim = settings.pop("head_dim")  # always hidden_size // num_attention_heads in this class
-    rotated = header.of_architecture("rope.dimension_count", head_dim)
+    rotated = header.count("rope.dimension_count", head_dim)
     share = rotated / head_dim
     if int(head_dim * share) != rotated or head_dim * settings["num_attention_heads"] != settings["hidden_size"]:
         raise InputError(
@@ -38,7 +38,7 @@ def config(header: GgufHeader) -> dict[str, Any]:
     return settings | {
         "hidden_act": "silu",
         # 0 is the converter's word for none. llama.cpp attends without the window, transformers with it.
-        "sliding_window": header.of_architecture("attention.sliding_window", 0) or None,
+        "sliding_window": header.count("attention.sliding_window", 0, least=0) or None,
         "original_max_position_embeddings": original,
         "rope_parameters": rope | {"partial_rotary_factor": share},
     }
@@ -49,7 +49,7 @@ def _longrope(header: GgufHeader, context: int, original: int) -> dict[str, Any]
     from amigo_local.weights.tensor_rows import read_vector  # numpy: only where the tables are there
 
     settings: dict[str, Any] = {
-        "rope_theta": shortest(header.of_architecture("rope.freq_base", 10000.0)),
+        "rope_theta": shortest(header.real("rope.freq_base", 10000.0, above=0)),
         "rope_type": "longrope",
         "long_factor": [shortest(float(value)) for value in read_vector(header, _LONG)],
         "short_factor": [shortest(float(value)) for value in read_vector(header, _SHORT)],
@@ -57,8 +57,8 @@ def _longrope(header: GgufHeader, context: int, original: int) -> dict[str, Any]
     }
     # transformers computes the factor of queries and keys from the two lengths unless it is stated.
     scale = context / original
-    implied = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-    stated = header.of_architecture("rope.scaling.attn_factor", 1.0)
+    implied = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 < original else 1.0
+    stated = header.real("rope.scaling.attn_factor", 1.0)
     if not math.isclose(stated, implied, rel_tol=1e-6):
         settings["attention_factor"] = shortest(stated)
     return settings
