@@ -1,5 +1,7 @@
 """Texts that tokenizers and weights are checked on: code, many scripts, emoji, odd spaces."""
 
+CHECKED_TEXTS = 1000  # of weights/check_texts.py, tokenized on both sides with every unpack and export
+
 TEXTS = (
     "Write a Python function that returns the n-th Fibonacci number.",
     "def quicksort(items):\n    if len(items) <= 1:\n        return items\n    pivot = items[0]\n",

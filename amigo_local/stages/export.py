@@ -10,14 +10,13 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Quant
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, option
-from amigo_local.stages._check_texts import TEXTS
+from amigo_local.stages._check_texts import CHECKED_TEXTS, TEXTS
 from amigo_local.stages._models import newest_run_with, resolve, run_artifacts
 from amigo_local.stages.imatrix import ImatrixParams
 
 AUTO = "auto"
-CHECKED_TEXTS = 1000  # tokenized on both sides, with every export
 AUTO_CHUNKS = 40  # 20,480 tokens: on a 12B model and a laptop's processor most of an hour
-_RAM_BYTES = 300 << 20  # of the pass itself, at most (docs/measurements.md); the proof takes what is free
+_RAM_BYTES = 300 << 20  # of the pass itself, at most (docs/measurements.md); the proof takes more
 _ELEMENTS_PER_SECOND = 8e6  # with its check: 134.5 M in 16 s on two cores (docs/measurements.md)
 
 
@@ -133,13 +132,15 @@ def inputs(params: ExportParams, context: StageContext) -> dict[str, str]:
 
 def needs(params: ExportParams, context: StageContext) -> Needs:
     from amigo_local.weights.export_plan import plan_export
+    from amigo_local.weights.language_model import copy_bytes
+    from amigo_local.weights.probe import comparison_bytes
 
     base = resolve(params.base, context).need_gguf("export")
     # The types, and so the size, don't depend on the adapter, which may not be trained yet.
     plan = plan_export(base, None, params.quant, context.workspace.root, has_imatrix=bool(params.imatrix))
     return Needs(
-        disk_bytes=plan.file_bytes,
-        ram_bytes=_RAM_BYTES,
+        disk_bytes=plan.file_bytes + copy_bytes(plan.donor),
+        ram_bytes=max(_RAM_BYTES, comparison_bytes(plan.donor)),
         seconds=plan.donor.parameters / _ELEMENTS_PER_SECOND,
     )
 

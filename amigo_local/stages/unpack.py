@@ -7,10 +7,10 @@ from typing import Annotated
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Dtype
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
-from amigo_local.stages._check_texts import TEXTS
+from amigo_local.stages._check_texts import CHECKED_TEXTS, TEXTS
 from amigo_local.stages._models import resolve
 
-_RAM_BYTES = 400 << 20  # 354 MB at the peak of unpacking Gemma 3 270M; the check takes only what is free
+_RAM_BYTES = 200 << 20  # of unpacking itself (docs/measurements.md); the check takes more
 _BYTES_PER_SECOND = 15e6  # of the checkpoint, with its check: 258 MiB in 18 s on two cores (docs/measurements.md)
 
 
@@ -29,20 +29,25 @@ def inputs(params: UnpackParams, context: StageContext) -> dict[str, str]:
 
 def needs(params: UnpackParams, context: StageContext) -> Needs:
     from amigo_local.weights.gguf_header import read_header
+    from amigo_local.weights.probe import comparison_bytes
     from amigo_local.weights.unpack import unpack_disk_needed
 
     header = read_header(resolve(params.ref, context).need_gguf("unpack"))
     disk = unpack_disk_needed(header, params.dtype)
-    return Needs(disk_bytes=disk, ram_bytes=_RAM_BYTES, seconds=disk / _BYTES_PER_SECOND)
+    ram = max(_RAM_BYTES, comparison_bytes(header))
+    return Needs(disk_bytes=disk, ram_bytes=ram, seconds=disk / _BYTES_PER_SECOND)
 
 
 def run(params: UnpackParams, context: StageContext) -> StageResult:
+    from amigo_local.weights.check_texts import check_texts
     from amigo_local.weights.unpack import unpack
     from amigo_local.weights.verify_unpack import check_unpacked
 
     gguf = resolve(params.ref, context).need_gguf("unpack")
     figures = unpack(gguf, context.build_dir(), params.dtype, context.emit, allow_nonfinite=params.allow_nonfinite)
-    return StageResult(figures | check_unpacked(gguf, context.build_dir(), TEXTS, context.emit))
+    return StageResult(
+        figures | check_unpacked(gguf, context.build_dir(), check_texts(CHECKED_TEXTS), context.emit, prompts=TEXTS)
+    )
 
 
 STAGE = Stage(

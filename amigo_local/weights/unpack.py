@@ -17,7 +17,7 @@ from amigo_local.weights.architecture import MappedTensor, architecture_of, map_
 from amigo_local.weights.checkpoint_config import TORCH_DTYPES, generation_config
 from amigo_local.weights.disk_space import disk_full_is_an_error
 from amigo_local.weights.gguf_header import GgufHeader, read_header
-from amigo_local.weights.language_model import needs_copy
+from amigo_local.weights.language_model import copy_bytes
 from amigo_local.weights.rotary_order import to_checkpoint_rows
 from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, PlannedTensor
 from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile
@@ -31,7 +31,7 @@ def unpack_disk_needed(header: GgufHeader, dtype: Dtype | None) -> int:
     """Bytes that `unpack` writes, at most; where llama.cpp can't load the file as it is, the check writes a copy."""
     mapped, _ = map_tensors(header, architecture_of(header))
     weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype or advised_dtype(header)]
-    return weights + _TOKENIZER_BYTES + (header.file_size if needs_copy(header) else 0)
+    return weights + _TOKENIZER_BYTES + copy_bytes(header)
 
 
 def advised_dtype(header: GgufHeader) -> Dtype:

@@ -16,7 +16,7 @@ from amigo_local.weights.gguf_header import GgufHeader, TensorInfo
 from amigo_local.weights.tensor_rows import TensorFile
 
 HINT = "export again; if it happens again, report it"
-# What an export sets anew; everything else is the donor's.
+# What an export sets anew, the latter when it used an importance matrix; everything else is the donor's.
 _OWN_KEYS = frozenset({"general.file_type", "general.quantization_version"})
 _OWN_PREFIX = "quantize.imatrix."
 
@@ -45,7 +45,7 @@ def check_metadata(donor: GgufHeader, exported: GgufHeader) -> dict[str, Figure]
     """Every entry byte for byte. Raises AmigoError naming the first that differs."""
     own = {key for key in exported.raw_fields if key.startswith(_OWN_PREFIX)} | _OWN_KEYS
     with donor.path.open("rb") as donor_file, exported.path.open("rb") as exported_file:
-        for key in sorted({*donor.raw_fields, *exported.raw_fields} - _OWN_KEYS):
+        for key in sorted({*donor.raw_fields, *exported.raw_fields} - own):
             entries = []
             for file, header in ((donor_file, donor), (exported_file, exported)):
                 start, end = header.raw_fields.get(key, (0, 0))

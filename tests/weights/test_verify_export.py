@@ -162,6 +162,10 @@ def test_other_metadata_is_found(exact_llama: Path, tmp_path: Path) -> None:
     made.path = wrong
     with pytest.raises(AmigoError, match=r"llama\.rope\.freq_base differs"):
         made.check(None)
+    # Keys that an export sets are its own.
+    own = {"general.file_type": 7, "quantize.imatrix.file": "some.gguf"}
+    made.path = rewritten(Exported(exact_llama, None, "f16", tmp_path).path, tmp_path / "own.gguf", own)
+    assert made.check(None, prompts=())["metadata_keys"] == 27
 
 
 def test_a_rotary_base_that_the_checkpoint_has_otherwise_is_found(
