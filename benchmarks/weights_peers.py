@@ -57,7 +57,7 @@ from pathlib import Path
 from amigo_local.weights.export import export
 from amigo_local.weights.export_plan import plan_export
 base, adapter, out = map(Path, sys.argv[1:4])
-plan = plan_export(base, adapter, sys.argv[4], out.parent, copy_unchanged=False)
+plan = plan_export(base, adapter, sys.argv[4], out.parent, like_llama_cpp=True)
 export(plan, out, lambda event: None)
 """
 

@@ -16,6 +16,7 @@ from amigo_local.weights.disk_space import partial_file
 from amigo_local.weights.export_plan import ExportPlan
 from amigo_local.weights.ggml_types import GGML_TYPES, TYPES_BY_NAME
 from amigo_local.weights.gguf_writer import GgufWriter, PlannedTensor
+from amigo_local.weights.grid_rounding import GridRounding
 from amigo_local.weights.imatrix import ImportanceMatrix
 from amigo_local.weights.kernels import Bytes, Kernels, Rows, load_kernels
 from amigo_local.weights.rotary_order import to_gguf_rows
@@ -40,7 +41,8 @@ def export(
 
     The base is read in place; a few chunks of 16 MiB are in memory, nothing but the result is on disk (OUT.partial,
     removed when the work fails). Nothing is rounded between the base's blocks and the new ones: decoding, LoRA and
-    quantizing are in float32. Metadata, tokenizer and chat template are the donor's byte for byte.
+    quantizing are in float32, and a tensor that keeps its type is rounded so that small changes survive. Metadata,
+    tokenizer and chat template are the donor's byte for byte.
     Raises InputError for weights that are NaN or infinite (unless allowed) or that a type can't hold, AmigoError
     when the disk is full.
     """
@@ -71,6 +73,7 @@ def export(
         "tensor_types": ", ".join(f"{count} {name}" for name, count in sorted(types.items())),
         "merged_tensors": len(plan.changes),
         "copied_tensors": len(plan.copied),
+        "grid_rounded_tensors": len(plan.on_grid),
         "carried_vision_tensors": len(plan.vision),
         "nonfinite_values": nonfinite,
     }
@@ -107,7 +110,10 @@ class _TensorMaker:
         weights = None
         if self._imatrix is not None and len(planned.dimensions) > 1 and GGML_TYPES[type_id].is_quantized:
             weights = self._imatrix.row_weights(name, planned.dimensions[0])
-        found = 0
+        rounding = None
+        if name in self._plan.on_grid:
+            rounding = GridRounding(self._kernels, GGML_TYPES[type_id], name)
+        found = start = 0
         for rows in self._changed_rows(place, self._plan.changes.get(name)):
             count = count_nonfinite(rows)
             found += count
@@ -115,6 +121,9 @@ class _TensorMaker:
                 continue  # on to the end, to count them all
             if type_id == _F16 and not count:
                 _refuse_beyond_f16(place, rows)
+            if rounding is not None and not count:
+                rows = rounding.round(self._source.raw_rows(place.source, start, start + len(rows)), rows)
+            start += len(rows)
             data = self._kernels.quantize(type_id, rows, weights)
             if not count and not self._kernels.is_valid(type_id, data):
                 kind = GGML_TYPES[type_id].name

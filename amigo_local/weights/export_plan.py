@@ -14,6 +14,7 @@ from amigo_local.weights.architecture import MappedTensor, architecture_of, map_
 from amigo_local.weights.ggml_types import FILE_TYPE_IDS, GGML_TYPES, TYPES_BY_NAME
 from amigo_local.weights.gguf_header import GgufHeader, TensorInfo, Value, read_header
 from amigo_local.weights.gguf_writer import PlannedTensor, carried_fields, file_bytes
+from amigo_local.weights.grid_rounding import can_round_on_grid
 from amigo_local.weights.imatrix import ImportanceMatrix
 from amigo_local.weights.quantization_mix import MIXES, UNPORTED_ARCHITECTURES, tensor_types
 from amigo_local.weights.safetensors_file import StoredTensor, read_checkpoint
@@ -41,6 +42,8 @@ class ExportPlan(msgspec.Struct, frozen=True, kw_only=True):
     """In the donor's order."""
     copied: frozenset[str]
     """Carried over byte for byte."""
+    on_grid: frozenset[str]
+    """Changed and to be rounded on the base's own grid, by chance, so that small changes aren't lost."""
     vision: frozenset[str]
     """Those of a vision tower, which are always copied."""
     places: dict[str, MappedTensor]
@@ -65,15 +68,15 @@ def plan_export(
     checkpoint_dir: Path | None = None,
     has_imatrix: bool = False,
     imatrix: ImportanceMatrix | None = None,
-    copy_unchanged: bool = True,
+    like_llama_cpp: bool = False,
 ) -> ExportPlan:
     """Reads headers and tables only. `scratch_parent`: where a dry run may put a few kilobytes for a moment.
 
     `imatrix` is named in the metadata; `has_imatrix` is enough to plan with one that isn't made yet.
-    With `checkpoint_dir` the weights come from there and the base only gives types, metadata and vision tower. With
-    `copy_unchanged` a tensor that no adapter touches and that keeps its type isn't dequantized and quantized again,
-    which would only lose (14 to 18 % of Q6_K's blocks come back with other bytes); without, it is, as
-    llama_model_quantize does from a merged float32 file.
+    With `checkpoint_dir` the weights come from there and the base only gives types, metadata and vision tower.
+    `like_llama_cpp`: what llama_model_quantize makes of the merged float32 file, byte for byte. It loses twice where a
+    tensor keeps its type: untouched ones are quantized again, and changes of less than half a step are rounded away
+    (grid_rounding.py). Otherwise the former are copied and the latter rounded on the base's grid.
     Raises InputError for an architecture, adapter or mix that isn't supported.
     """
     has_imatrix = has_imatrix or imatrix is not None
@@ -98,8 +101,17 @@ def plan_export(
             checkpoint is None
             and tensor.name not in changes
             and types[tensor.name] == tensor.type_id
-            and (copy_unchanged or quant == "keep" or len(tensor.dimensions) == 1)
+            and (not like_llama_cpp or quant == "keep" or len(tensor.dimensions) == 1)
         )
+    )
+    on_grid = frozenset(
+        tensor.name
+        for tensor in donor.tensors
+        if tensor.name in changes
+        and checkpoint is None
+        and not like_llama_cpp
+        and types[tensor.name] == tensor.type_id
+        and can_round_on_grid(tensor.type)
     )
     _refuse_unwritable(donor, [tensor for tensor in tensors if tensor.name not in copied], has_imatrix)
     changed: dict[str, Value] = {}
@@ -116,6 +128,7 @@ def plan_export(
         file_type=donor.quantization if quant == "keep" else quant.upper(),
         tensors=tensors,
         copied=copied,
+        on_grid=on_grid,
         vision=frozenset(skipped),
         places=places,
         changes=changes,

@@ -97,7 +97,7 @@ class Kernels:
         def work(first: int, count: int) -> None:
             function(start + first // kind.block_size * kind.block_bytes, end + 4 * first, count)
 
-        self._share(elements, kind.block_size, work)
+        self.share(elements, kind.block_size, work)
         return target
 
     def quantize(self, type_id: int, rows: Rows, weights: Rows | None = None) -> Bytes:
@@ -124,15 +124,18 @@ class Kernels:
         def work(first: int, values: int) -> None:
             self._library.ggml_quantize_chunk(type_id, start, end, first, values // length, length, importance)
 
-        self._share(source.size, length, work)
+        self.share(source.size, length, work)
         return out
 
     def is_valid(self, type_id: int, data: Bytes) -> bool:
         """Whether all values, or the scales of all blocks, are finite (ggml_validate_row_data; it tells stderr too)."""
         return bool(self._library.ggml_validate_row_data(type_id, data.ctypes.data, data.nbytes))
 
-    def _share(self, elements: int, multiple_of: int, work: Callable[[int, int], object]) -> None:
-        """Calls work(first, count) over [0, elements) in slices of whole rows or blocks."""
+    def share(self, elements: int, multiple_of: int, work: Callable[[int, int], object]) -> None:
+        """Calls work(first, count) over [0, elements) in slices of whole rows or blocks, on all threads.
+
+        A kernel called by `work` on no more than its slice runs where it is called.
+        """
         step = max(1, _SLICE_ELEMENTS // multiple_of) * multiple_of
         starts = range(0, elements, step)
         if self._pool is None or len(starts) < 2:

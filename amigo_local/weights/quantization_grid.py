@@ -16,7 +16,7 @@ from amigo_local.weights.ggml_types import GgmlType
 from amigo_local.weights.kernels import Bytes, Kernels, Rows
 
 
-class _Codes(NamedTuple):
+class Codes(NamedTuple):
     """Bytes of a block that hold codes (block_q4_0 … block_q6_K in ggml-common.h), and what makes all of them one."""
 
     span: tuple[int, int]
@@ -27,17 +27,17 @@ class _Codes(NamedTuple):
 
 
 # Types whose values lie at even distances: value = lowest + code * step within a block's part.
-_CODES = {
-    "Q4_0": _Codes((2, 18), (2, 18), 0x11, 0, 15),
-    "Q4_1": _Codes((4, 20), (4, 20), 0x11, 0, 15),
-    "Q5_0": _Codes((2, 22), (6, 22), 0x11, 0, 31),
-    "Q5_1": _Codes((4, 24), (8, 24), 0x11, 0, 31),
-    "Q8_0": _Codes((2, 34), (2, 34), 0x01, -127, 127),
-    "Q2_K": _Codes((16, 80), (16, 80), 0x55, 0, 3),
-    "Q3_K": _Codes((0, 96), (32, 96), 0x55, 0, 7),
-    "Q4_K": _Codes((16, 144), (16, 144), 0x11, 0, 15),
-    "Q5_K": _Codes((16, 176), (48, 176), 0x11, 0, 31),
-    "Q6_K": _Codes((0, 192), (0, 128), 0x11, 0, 63),
+GRID_CODES = {
+    "Q4_0": Codes((2, 18), (2, 18), 0x11, 0, 15),
+    "Q4_1": Codes((4, 20), (4, 20), 0x11, 0, 15),
+    "Q5_0": Codes((2, 22), (6, 22), 0x11, 0, 31),
+    "Q5_1": Codes((4, 24), (8, 24), 0x11, 0, 31),
+    "Q8_0": Codes((2, 34), (2, 34), 0x01, -127, 127),
+    "Q2_K": Codes((16, 80), (16, 80), 0x55, 0, 3),
+    "Q3_K": Codes((0, 96), (32, 96), 0x55, 0, 7),
+    "Q4_K": Codes((16, 144), (16, 144), 0x11, 0, 15),
+    "Q5_K": Codes((16, 176), (48, 176), 0x11, 0, 31),
+    "Q6_K": Codes((0, 192), (0, 128), 0x11, 0, 63),
 }
 # Half a unit in the last place: of the file's own type, relative; and the smallest half-precision number's.
 _OWN_ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -109,8 +109,8 @@ def residual(kernels: Kernels, kind: GgmlType, raw: Bytes, original: Rows) -> Re
     values = kernels.dequantize(kind.id, raw.reshape(-1), reference.size)
     error = values - reference
     total, found = _squares(reference), _squares(error)
-    if kind.name in _CODES:
-        grid = _grid(kernels, kind, raw.reshape(-1, kind.block_bytes))
+    if kind.name in GRID_CODES:
+        grid = grid_of(kernels, kind, raw.reshape(-1, kind.block_bytes))
         saved, misplaced = _at_nearest(kind, grid, reference, values, error)
         weighted = _weighted(kind, grid, values) if kind.name in _OLD else 0
         blocks = reference.size // kind.block_size
@@ -133,9 +133,9 @@ def _at_rounding(own: float, reference: Rows, error: Rows) -> tuple[float, int]:
     return _squares(off), off.size
 
 
-def _grid(kernels: Kernels, kind: GgmlType, blocks: Bytes) -> tuple[Rows, Rows]:
+def grid_of(kernels: Kernels, kind: GgmlType, blocks: Bytes) -> tuple[Rows, Rows]:
     """(value of code 0, distance from one code's value to the next) of each weight."""
-    codes, elements = _CODES[kind.name], len(blocks) * kind.block_size
+    codes, elements = GRID_CODES[kind.name], len(blocks) * kind.block_size
     altered = blocks.copy()
     altered[:, slice(*codes.span)] = 0
     zero = kernels.dequantize(kind.id, altered.reshape(-1), elements)
@@ -149,7 +149,7 @@ def _at_nearest(
     kind: GgmlType, grid: tuple[Rows, Rows], reference: Rows, values: Rows, error: Rows
 ) -> tuple[float, int]:
     """(how much smaller the sum of squares is with misplaced weights at their nearest codes, how many there are)."""
-    codes, (zero, step) = _CODES[kind.name], grid
+    codes, (zero, step) = GRID_CODES[kind.name], grid
     bound = np.abs(step) * np.float32(0.5 + (_OLD_SLACK if kind.name in _OLD else _SLACK))
     bound += np.abs(reference) * np.float32(_REFERENCE_ROUNDING)
     # A step of zero leaves one value to choose from.
@@ -168,5 +168,5 @@ def _weighted(kind: GgmlType, grid: tuple[Rows, Rows], values: Rows) -> int:
         code = np.rint((values - zero) / step).reshape(-1, kind.block_size)
     inner = code.min(axis=1) > 0
     if kind.name in _SPANS_BOTH_ENDS:
-        inner |= code.max(axis=1) < _CODES[kind.name].highest
+        inner |= code.max(axis=1) < GRID_CODES[kind.name].highest
     return int(np.count_nonzero(inner))

@@ -97,11 +97,15 @@ class TensorFile:
         width = _row_bytes(tensor)
         return self._pieces(tensor, max(1, COPY_BYTES // width) * width)
 
-    def rows(self, tensor: TensorInfo, start: int, stop: int) -> Rows:
-        """Rows [start, stop) dequantized; a vector is one row."""
+    def raw_rows(self, tensor: TensorInfo, start: int, stop: int) -> Bytes:
+        """Rows [start, stop) as they are in the file, (rows, row bytes) uint8."""
         width = _row_bytes(tensor)
         raw = self._reader.submit(self._read, tensor, start * width, (stop - start) * width).result()
-        rows = self._decode(tensor, raw, None)
+        return raw.reshape(stop - start, width)
+
+    def rows(self, tensor: TensorInfo, start: int, stop: int) -> Rows:
+        """Rows [start, stop) dequantized; a vector is one row."""
+        rows = self._decode(tensor, self.raw_rows(tensor, start, stop).reshape(-1), None)
         self._look_for_nonfinite(tensor, rows)
         return rows
 

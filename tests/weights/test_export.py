@@ -32,7 +32,7 @@ MIXES: tuple[PortedMix, ...] = get_args(PortedMix)
 
 def run(base: Path, adapter: Path | None, out: Path, quant: Quant, emit: Emit, **settings: object) -> dict[str, object]:
     """Plans and exports; `settings` go where they belong."""
-    planning = {key: settings.pop(key) for key in ("checkpoint_dir", "copy_unchanged") if key in settings}
+    planning = {key: settings.pop(key) for key in ("checkpoint_dir", "like_llama_cpp") if key in settings}
     plan = plan_export(base, adapter, quant, out.parent, **planning)  # type: ignore[arg-type]
     return dict(export(plan, out, emit, **settings))  # type: ignore[arg-type]
 
@@ -167,7 +167,7 @@ def test_a_real_model_quantized_has_llama_cpps_bytes(smollm2: Path, tmp_path: Pa
     """SmolLM2's rows of 576 values are no whole K-quant blocks: the fallbacks are llama.cpp's."""
     run(smollm2, None, tmp_path / "f32.gguf", "f32", events)
     for mix in MIXES:
-        run(smollm2, None, tmp_path / "q.gguf", mix, events, copy_unchanged=False)
+        run(smollm2, None, tmp_path / "q.gguf", mix, events, like_llama_cpp=True)
         _llama_cpp_quantize(tmp_path / "f32.gguf", tmp_path / "theirs.gguf", mix)
         assert _stored(tmp_path / "q.gguf") == _stored(tmp_path / "theirs.gguf"), mix
 
