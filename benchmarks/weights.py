@@ -1,9 +1,10 @@
 """Reading, changing and writing weights beside what a person would use instead, measured in the same run.
 
-    python benchmarks/weights.py [kernels unpack export bytes tokens reading twelve] [--gemma FILE] [--scratch DIR]
+    python benchmarks/weights.py [kernels unpack export bytes rounding tokens reading twelve] [--gemma FILE]
 
 Without names all parts run but `twelve`, which writes a 12B-shaped model (7.4 GB) and what comes of it into --scratch.
-`--gemma` (or AMIGO_GEMMA_GGUF) names a GGUF of Gemma 3 270M; without it SmolLM2 alone is measured.
+`--gemma` (or AMIGO_GEMMA_GGUF) names a GGUF of Gemma 3 270M; without it SmolLM2 alone is measured. `rounding` takes
+trained adapters from AMIGO_ADAPTER_SMOLLM2 and AMIGO_ADAPTER_GEMMA3 where they are set, else random ones.
 """
 
 from __future__ import annotations
@@ -125,6 +126,20 @@ def bytes_(models: dict[str, Path], scratch: Path) -> None:
         merged.unlink()
 
 
+def rounding(models: dict[str, Path], scratch: Path) -> None:
+    """What is left of an adapter: share of its effect on held-out predictions, and KL to base + adapter in PyTorch."""
+    print("\n## Rounding: what an export keeps of its adapter\n")
+    print("| model | adapter | plan | rounding | size | effect kept | KL to base + adapter | KL of base alone |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, path in models.items():
+        checkpoint, adapter = peers.checkpoint_and_adapter(path, scratch, "bf16")
+        trained = os.environ.get(f"AMIGO_ADAPTER_{name.partition('-')[0].upper()}")
+        for quant, nearest in (("keep", True), ("keep", False), ("q5_k_m", False), ("q6_k", False), ("q8_0", False)):
+            measured = run_python(peers.WHAT_IS_KEPT, path, trained or adapter, checkpoint, scratch, quant, nearest)
+            print(f"| {name} | {'trained' if trained else 'random'} | {quant} | ", end="")
+            print(f"{'to nearest' if nearest else 'ours'} | {measured.output} |", flush=True)
+
+
 def tokens(models: dict[str, Path], scratch: Path) -> None:
     print("\n## Tokenizers: texts that get other token ids than in llama.cpp\n")
     print("| model | texts | unpacked by amigo-local | rebuilt by transformers |\n|---|---|---|---|")
@@ -169,6 +184,7 @@ PARTS = {
     "unpack": unpack,
     "export": export,
     "bytes": bytes_,
+    "rounding": rounding,
     "tokens": tokens,
     "reading": reading,
     "twelve": twelve,

@@ -61,6 +61,26 @@ plan = plan_export(base, adapter, sys.argv[4], out.parent, like_llama_cpp=True)
 export(plan, out, lambda event: None)
 """
 
+WHAT_IS_KEPT = """
+import sys
+from pathlib import Path
+from amigo_local.stages._check_texts import TEXTS
+from amigo_local.weights.check_texts import check_texts
+from amigo_local.weights.export import export
+from amigo_local.weights.export_plan import plan_export
+from amigo_local.weights.verify_export import check_exported
+base, adapter, checkpoint, place = map(Path, sys.argv[1:5])
+plan = plan_export(base, adapter, sys.argv[5], place, like_llama_cpp=sys.argv[6] == "True")
+out = place / "kept.gguf"
+export(plan, out, lambda event: None)
+found = check_exported(
+    out, base, adapter, lambda event: None, expected_types=plan.types, verbatim=plan.copied, token_texts=TEXTS,
+    prompts=TEXTS + tuple(check_texts(20)), checkpoint_dir=checkpoint,
+)
+print(f"{plan.file_bytes / 1e6:.0f} MB | {found['adapter_share']:.0%} ± {found['adapter_share_error']:.0%} | "
+      f"{found['kl_mean']:.4f} | {found['adapter_effect']:.4f}")
+"""
+
 _MERGE = """
 import os, sys, subprocess
 from pathlib import Path

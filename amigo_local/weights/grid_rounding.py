@@ -18,6 +18,8 @@ from amigo_local.weights.ggml_types import GgmlType
 from amigo_local.weights.kernels import Bytes, Kernels, Rows
 from amigo_local.weights.quantization_grid import GRID_CODES, grid_of
 
+_BEYOND_STEPS = 0.5  # what rounding to nearest would lose at most
+
 
 def can_round_on_grid(kind: GgmlType) -> bool:
     """Whether values of this type lie at even distances within a block, so that they have neighbours to choose from."""
@@ -35,8 +37,9 @@ class GridRounding:
     def round(self, raw: Bytes, rows: Rows) -> Rows:
         """`raw`: the base's blocks of the very same rows; `rows`: their changed values, (rows, row length) float32.
 
-        Returns values that are on the base's grid, so that quantizing them changes nothing more. A weight at an end
-        of its block's scale can't move beyond it.
+        Returns values that are on the base's grid, so that quantizing them changes nothing more. A block in which a
+        value has left its scale by more than half a step comes back as it was given: it needs a new scale, and on
+        that it doesn't stand on a grid that small changes would fall back to.
         """
         kind, codes = self._kind, GRID_CODES[self._kind.name]
         chance = self._chance.random(rows.size, dtype=np.float32)
@@ -47,15 +50,20 @@ class GridRounding:
             part = blocks[first // kind.block_size : (first + count) // kind.block_size]
             zero, step = grid_of(self._kernels, kind, part)
             base = self._kernels.dequantize(kind.id, part.reshape(-1), count)
-            fixed = step == 0  # a block of equal weights has nowhere to go
+            wanted = changed[mine]
+            fixed = step == 0  # equal weights, which stand at no code: what moves one of them needs a new scale
             step[fixed] = 1
             code = np.rint((base - zero) / step)
-            code += np.floor((changed[mine] - base) / step + chance[mine])
+            exact = code + (wanted - base) / step
+            beyond = np.maximum(codes.lowest - exact, exact - codes.highest) > _BEYOND_STEPS
+            beyond[fixed] = wanted[fixed] != base[fixed]
+            code += np.floor(exact - code + chance[mine])
             np.clip(code, codes.lowest, codes.highest, out=code)
             code *= step
             code += zero
             code[fixed] = base[fixed]
-            out[mine] = code
+            rescaled = np.repeat(beyond.reshape(-1, kind.block_size).any(axis=1), kind.block_size)
+            out[mine] = np.where(rescaled, wanted, code)
 
         self._kernels.share(rows.size, kind.block_size, work)
         return out.reshape(rows.shape)

@@ -129,7 +129,8 @@ def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_p
     assert first.stderr
     while not first.stderr.readline().startswith("prepare: "):
         assert first.poll() is None
-    workers = psutil.Process(first.pid).children(recursive=True)
+    while not (workers := psutil.Process(first.pid).children(recursive=True)):  # it says so before it starts one
+        assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.wait()
     first.stderr.close()

@@ -32,10 +32,16 @@ class Exported:
     """An export to check, as made or after something happened to it."""
 
     def __init__(
-        self, donor: Path, adapter: Path | None, quant: Quant, directory: Path, checkpoint_dir: Path | None = None
+        self,
+        donor: Path,
+        adapter: Path | None,
+        quant: Quant,
+        directory: Path,
+        checkpoint_dir: Path | None = None,
+        **planning: Any,
     ) -> None:
         self.donor, self.path, self.events = donor, directory / "out.gguf", Events()
-        self.plan: ExportPlan = plan_export(donor, adapter, quant, directory, checkpoint_dir=checkpoint_dir)
+        self.plan: ExportPlan = plan_export(donor, adapter, quant, directory, checkpoint_dir=checkpoint_dir, **planning)
         self.path.unlink(missing_ok=True)
         export(self.plan, self.path, self.events)
 
@@ -213,11 +219,11 @@ def test_an_adapter_of_twice_the_strength_is_found(tiny_llama: Path, unpacked: U
 
 
 def test_an_adapter_that_rounding_takes_away_is_told(tmp_path: Path) -> None:
-    # The base's weights lie on the very grid that `keep` rounds to again.
+    # The base's weights lie on the very grid that rounding to nearest takes them back to.
     base = write_tiny_llama(tmp_path / "base.gguf", weight_type="q4_1")
     unpack(base, tmp_path / "checkpoint", "f32", Events())
     weak = write_adapter(tmp_path / "checkpoint", tmp_path / "weak", scale=0.001)
-    kept = Exported(base, weak, "keep", tmp_path)
+    kept = Exported(base, weak, "keep", tmp_path, like_llama_cpp=True)
     figures = kept.check(weak)
     assert 0.1 < number(figures, "adapter_share") < 0.5  # 0.31 measured
     assert number(figures, "kl_mean") > number(figures, "adapter_effect")
@@ -230,14 +236,19 @@ def test_an_adapter_that_rounding_takes_away_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_keeps_little_of_a_weak_adapter_in_its_own_types_and_all_in_q8_0(
+def test_smollm2_keeps_little_of_a_weak_adapter_rounded_to_nearest_and_most_on_its_grid(
     smollm2: Path, unpacked: Unpacked, tmp_path: Path
 ) -> None:
     weak = write_adapter(unpacked(smollm2), tmp_path / "weak", scale=0.002)
-    figures = {quant: Exported(smollm2, weak, quant, tmp_path).check(weak) for quant in ("keep", "q8_0")}
-    assert number(figures["keep"], "adapter_share") == pytest.approx(0.31, abs=0.15)
-    assert number(figures["q8_0"], "adapter_share") == pytest.approx(1, abs=0.05)
-    assert number(figures["keep"], "kl_of_base") < 0.008
+    made = {
+        "nearest": Exported(smollm2, weak, "keep", tmp_path, like_llama_cpp=True).check(weak),
+        "on grid": Exported(smollm2, weak, "keep", tmp_path).check(weak),
+        "wide": Exported(smollm2, weak, "q8_0", tmp_path).check(weak),
+    }
+    assert number(made["nearest"], "adapter_share") == pytest.approx(0.31, abs=0.15)
+    assert number(made["on grid"], "adapter_in_weights") == pytest.approx(1, abs=0.06)
+    assert number(made["wide"], "adapter_share") == pytest.approx(1, abs=0.05)
+    assert number(made["nearest"], "kl_of_base") < 0.008
 
 
 def test_an_adapter_without_effect_is_no_lost_one(tiny_llama: Path, unpacked: Unpacked, tmp_path: Path) -> None:
