@@ -39,7 +39,7 @@ def export(
 ) -> dict[str, Figure]:
     """Writes `out_file`: the plan's donor with its tensors changed and quantized as planned.
 
-    The base is read in place; a few chunks of 16 MiB are in memory, nothing but the result is on disk (OUT.partial,
+    The base is read in place; a few chunks of 8 MiB are in memory, nothing but the result is on disk (OUT.partial,
     removed when the work fails). Nothing is rounded between the base's blocks and the new ones: decoding, LoRA and
     quantizing are in float32, and a tensor that keeps its type is rounded so that small changes survive. Metadata,
     tokenizer and chat template are the donor's byte for byte.

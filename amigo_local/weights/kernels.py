@@ -25,7 +25,8 @@ TESTED_BUILD = "0.3.36"  # of llama-cpp-python: the layout of `_Traits` is this 
 _INSTALL = f"pip install --force-reinstall --no-deps llama-cpp-python=={TESTED_BUILD}"
 # By the soname: after `import llama_cpp` the plain name would map a second copy of the library.
 _LIBRARIES = {"linux": "libggml-base.so.0", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
-# Values given to one call of a kernel: long enough that ctypes' 2 µs don't count, short enough to share evenly.
+# Values given to one call of a slow kernel: long enough that handing it to a thread (50 µs) doesn't count, short
+# enough to share evenly. Decoding is so fast that each thread gets one slice.
 _SLICE_ELEMENTS = 1 << 17
 
 _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -97,7 +98,7 @@ class Kernels:
         def work(first: int, count: int) -> None:
             function(start + first // kind.block_size * kind.block_bytes, end + 4 * first, count)
 
-        self.share(elements, kind.block_size, work)
+        self.share(elements, kind.block_size, work, max(_SLICE_ELEMENTS, -(-elements // self.threads)))
         return target
 
     def quantize(self, type_id: int, rows: Rows, weights: Rows | None = None) -> Bytes:
@@ -131,12 +132,18 @@ class Kernels:
         """Whether all values, or the scales of all blocks, are finite (ggml_validate_row_data; it tells stderr too)."""
         return bool(self._library.ggml_validate_row_data(type_id, data.ctypes.data, data.nbytes))
 
-    def share(self, elements: int, multiple_of: int, work: Callable[[int, int], object]) -> None:
+    def share(
+        self,
+        elements: int,
+        multiple_of: int,
+        work: Callable[[int, int], object],
+        slice_elements: int = _SLICE_ELEMENTS,
+    ) -> None:
         """Calls work(first, count) over [0, elements) in slices of whole rows or blocks, on all threads.
 
         A kernel called by `work` on no more than its slice runs where it is called.
         """
-        step = max(1, _SLICE_ELEMENTS // multiple_of) * multiple_of
+        step = max(1, -(-slice_elements // multiple_of)) * multiple_of
         starts = range(0, elements, step)
         if self._pool is None or len(starts) < 2:
             work(0, elements)

@@ -19,7 +19,7 @@ from amigo_local.weights.rotary_order import to_checkpoint_rows
 
 __all__ = ["Bytes", "Rows", "TensorFile", "count_nonfinite", "nonfinite_error", "read_vector", "to_bytes"]
 
-CHUNK_ELEMENTS = 4 << 20  # 16 MiB of float32: beyond the caches, so that larger ones are no faster
+CHUNK_ELEMENTS = 2 << 20  # 8 MiB of float32: beyond the caches, so that larger ones are no faster
 COPY_BYTES = 16 << 20
 F16_MAX = 65504.0  # largest finite half-precision number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,8 @@ def _write(
     mapped, skipped = map_tensors(header, family)
     config = family.config(header) | {"dtype": TORCH_DTYPES[dtype]}
     out_dir.mkdir(parents=True, exist_ok=True)
-    stops = write_tokenizer(header, out_dir)
     # None is written too: what is left out, transformers fills with defaults of its own.
     _write_json(out_dir / "config.json", config)
-    _write_json(out_dir / "generation_config.json", generation_config(header, stops))
     if skipped:
         emit(Note(f"{len(skipped)} tensors of the vision tower stay in the GGUF: the checkpoint is the language model"))
 
@@ -99,9 +98,11 @@ def _write(
     total = sum(tensor.nbytes for tensor in plan)
     done = 0
     with (
+        ThreadPoolExecutor(1) as aside,
         TensorFile(header, allow_nonfinite=allow_nonfinite) as file,
         CheckpointWriter(out_dir, plan, shard_bytes) as writer,
     ):
+        stops = aside.submit(write_tokenizer, header, out_dir)  # Python's work beside that of the kernels
         for tensor, planned in zip(mapped, plan, strict=True):
             for rows in checkpoint_chunks(file, tensor):
                 if dtype == "f16":
@@ -109,6 +110,7 @@ def _write(
                 writer.append(planned, rows)
                 done += rows.size * _ITEM_BYTES[dtype]
                 emit(Progress("unpacking", done, total, "bytes"))
+        _write_json(out_dir / "generation_config.json", generation_config(header, stops.result()))
     for name, count in file.nonfinite.items():
         emit(Note(f"tensor {name} holds {count} values that are NaN or infinite", "warning"))
     return {
