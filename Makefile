@@ -24,11 +24,12 @@ $(VENV)/.dev: $(VENV)/.demo
 demo: $(VENV)/.demo
 	$(BIN)/amigo-local demo
 
+# Two files at a time: a file's tests share what they set up. One thread each, since spinning threads stall each other.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not gpu'
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check amigo_local tests benchmarks
@@ -40,6 +41,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/weights.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
