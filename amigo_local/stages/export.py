@@ -174,7 +174,8 @@ def run(params: ExportParams, context: StageContext) -> StageResult:
         expected_types=plan.types,
         verbatim=plan.copied,
         token_texts=check_texts(CHECKED_TEXTS),
-        prompts=_prompts(params),
+        # Predictions of a model with NaN in it are NaN on both sides.
+        prompts=[] if figures["nonfinite_values"] else _prompts(params),
         checkpoint_dir=checkpoint,
         checkpoint_is_donor=not params.from_checkpoint,
     )

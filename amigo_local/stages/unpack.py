@@ -45,9 +45,9 @@ def run(params: UnpackParams, context: StageContext) -> StageResult:
 
     gguf = resolve(params.ref, context).need_gguf("unpack")
     figures = unpack(gguf, context.build_dir(), params.dtype, context.emit, allow_nonfinite=params.allow_nonfinite)
-    return StageResult(
-        figures | check_unpacked(gguf, context.build_dir(), check_texts(CHECKED_TEXTS), context.emit, prompts=TEXTS)
-    )
+    prompts = [] if figures["nonfinite_values"] else TEXTS  # predictions of NaN are NaN on both sides
+    figures |= check_unpacked(gguf, context.build_dir(), check_texts(CHECKED_TEXTS), context.emit, prompts=prompts)
+    return StageResult(figures)
 
 
 STAGE = Stage(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import AmigoError
-from amigo_local.domain.events import Emit, Progress
+from amigo_local.domain.events import Emit, Note, Progress
 from amigo_local.weights.divergence import divergence
 from amigo_local.weights.gguf_header import read_header
 from amigo_local.weights.language_model import loadable
@@ -49,6 +49,9 @@ def check_unpacked(
         figures = check_tokens(tokenizer, served, texts, checkpoint_dir)
         figures |= check_chats(tokenizer, header, served, checkpoint_dir)
         chosen = probes(map(served.tokenize, texts[:PROMPTS] if prompts is None else prompts), served.vocabulary_size)
+        if not chosen:
+            emit(Note("no prompts were given: the checkpoint's predictions were not compared", "warning"))
+            return figures | {"kl_checked": False}
         emit(Progress("comparing predictions", 0, 2, "models"))
         found = served.logits(chosen)
     emit(Progress("comparing predictions", 1, 2, "models"))

@@ -113,3 +113,9 @@ def test_weights_that_are_not_finite_are_refused_unless_told_otherwise(tmp_path:
         assert "blk.1.attn_v.weight holds 1 values that are NaN or infinite" in done.stderr
         assert "--allow-nonfinite" in done.stderr
     assert not list((tmp_path / "home/artifacts").glob("*.gguf"))
+    out = tmp_path / "taken.gguf"
+    done = amigo(tmp_path / "home", "export", "--base", str(source), "--allow-nonfinite", "--out", str(out))
+    assert done.returncode == 0 and "1 values are NaN or infinite and were taken" in done.stderr, done.stderr
+    assert _tensors(out) == _tensors(source)
+    done = amigo(tmp_path / "home", "unpack", str(source), "--allow-nonfinite", "--out", str(tmp_path / "checkpoint"))
+    assert done.returncode == 0 and "holds 1 values that are NaN or infinite" in done.stderr, done.stderr
