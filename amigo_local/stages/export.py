@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from amigo_local.domain.artifact import Artifact
+from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Quant
@@ -179,7 +180,19 @@ def run(params: ExportParams, context: StageContext) -> StageResult:
         checkpoint_dir=checkpoint,
         checkpoint_is_donor=not params.from_checkpoint,
     )
+    _say_what_is_kept(figures, context)
     return StageResult(figures, payload=built.name)
+
+
+def _say_what_is_kept(figures: Mapping[str, Figure], context: StageContext) -> None:
+    """Where it is little, the check has warned already."""
+    share, distance, effect = (figures.get(name) for name in ("adapter_share", "kl_mean", "adapter_effect"))
+    if isinstance(share, float) and isinstance(distance, float) and isinstance(effect, float) and distance < effect:
+        context.note(
+            f"{share:.0%} of what the adapter does to predictions is in the file: it is {distance:.2g} nats from base "
+            f"plus adapter, the base alone {effect:.2g}",
+            "good",
+        )
 
 
 def _prompts(params: ExportParams) -> list[str]:

@@ -21,10 +21,10 @@ _HINT = "export with a wider quantization such as q8_0; if that fails too, repor
 # Q4_K_M and Q3_K_M: lost ones at most 1.6 errors, right ones at least 5, mostly hundreds.
 _CLEAR_ERRORS, _TELLING_ERROR = 4, 0.05
 # How far from all of it the share in the predictions may be, beyond doubt (two standard errors), in types of 8 bits
-# and more: right exports kept 0.90 to 1.01 of adapters of 0.01 to 10 nats. Narrower types round away what moves a
-# weight by less than half a step, most of all the types that the base's weights are in, on whose very grid they lie:
-# of adapters of 2, 0.7, 0.13 and 0.015 nats Q4_0 and Q4_1 kept 0.85, 0.7, 0.2 to 0.3 and 0.01 to 0.15 in `keep`,
-# 0.88, 0.75, 0.3 to 1 and 0.1 to 1 as q4_k_m. That is told rather than refused.
+# and more: right exports kept 0.90 to 1.01 of adapters of 0.01 to 10 nats. Rounded to nearest, narrower types drop
+# what moves a weight by less than half a step, most of all the types that the base's weights are in, on whose very
+# grid they lie (grid_rounding.py): of adapters of 2, 0.7, 0.13 and 0.015 nats Q4_0 and Q4_1 kept 0.85, 0.7, 0.2 to 0.3
+# and 0.01 to 0.15 in `keep`, 0.88, 0.75, 0.3 to 1 and 0.1 to 1 as q4_k_m. That is told rather than refused.
 _WIDE_TOLERANCE, _WIDE_BITS = 0.5, 8
 _MIN_EFFECT = 0.01  # nats; below it even Q8_0 rounds half away in its own types
 _WEAK_SHARE = 0.5
