@@ -7,6 +7,7 @@ next event, and the end of stdin means that whoever asked is gone, so the worker
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -66,8 +67,8 @@ def watch(stdin: BinaryIO, cancelled: threading.Event) -> None:
     os._exit(EXIT_CANCELLED)
 
 
-def run_job(job: Job, cancelled: threading.Event, write: WriteLine) -> int:
-    """Runs the stage, writing every event as a Record; returns the exit code."""
+def run_job(job: Job, cancelled: threading.Event, write: WriteLine, clock: Callable[[], float] = time.monotonic) -> int:
+    """Runs the stage, writing every event as a Record; returns the exit code. `clock` (seconds) thins progress out."""
     seq = job.next_seq
     lock = threading.Lock()  # stages may emit from a thread of theirs
 
@@ -84,7 +85,7 @@ def run_job(job: Job, cancelled: threading.Event, write: WriteLine) -> int:
         if cancelled.is_set():
             raise Cancelled
         if isinstance(event, Progress):
-            now = time.monotonic()
+            now = clock()
             if event.label == shown[0] and event.done != event.total and now - shown[1] < PROGRESS_SECONDS:
                 return
             shown = (event.label, now)
@@ -106,7 +107,7 @@ def run_job(job: Job, cancelled: threading.Event, write: WriteLine) -> int:
 
 def unexpected(error: Exception) -> StageFailed:
     """A failure nobody foresaw, as an event."""
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return StageFailed(
             "the disk is full",
             "free some space; `amigo-local runs clean` shows what it could free",
