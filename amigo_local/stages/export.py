@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,10 @@ class ExportParams(Params, frozen=True, kw_only=True):
 
 
 def steps(params: ExportRequest, context: StageContext) -> Chain:
+    if params.run is not None and params.base is not None:
+        raise InputError("--run and --base exclude each other", "give --run ID, or --base REF with --adapter DIR")
+    if params.adapter == "":
+        raise InputError("--adapter is empty", "give the adapter's directory, or leave it out")
     if params.adapter is not None and params.base is None:
         raise InputError("--adapter needs its base", "add --base REF, the model that it was trained on")
     base, adapter, checkpoint, dataset = params.base, params.adapter, None, None
@@ -65,10 +70,17 @@ def steps(params: ExportRequest, context: StageContext) -> Chain:
         found = _artifacts_of_run(params, context)
         trained = next((a for a in reversed(found) if a.kind == "adapter"), None)
         unpacked = next((a for a in reversed(found) if a.stage == "unpack"), None)
-        if trained is None or unpacked is None:
+        if trained is None:
             raise InputError(f"run {params.run} has trained no adapter", "give a run that has, or --base and --adapter")
-        base, adapter, checkpoint = str(unpacked.params["ref"]), trained.path, unpacked.path
-        dataset = next((a.path for a in reversed(found) if a.kind == "dataset"), None)
+        if unpacked is None:
+            raise InputError(
+                "this run was trained on a checkpoint of its own (model.base)",
+                f"amigo-local export --base CHECKPOINT --like REF --adapter {trained.path}",
+            )
+        base, adapter = str(unpacked.params["ref"]), trained.path
+        # What `runs clean` has taken: the proof reads the GGUF instead, and other texts.
+        checkpoint = unpacked.path if Path(unpacked.path).is_dir() else None
+        dataset = next((a.path for a in reversed(found) if a.kind == "dataset" and Path(a.path).is_dir()), None)
         if resolve(base, context).digest != unpacked.sources["model"]:
             raise InputError(f"{base} is no longer the model that this run was trained on", "give --base and --adapter")
     elif (given := resolve(base, context)).checkpoint is not None:
@@ -124,6 +136,11 @@ def inputs(params: ExportParams, context: StageContext) -> dict[str, str]:
         if not _path(params.imatrix).is_file():
             raise InputError(f"there is no file {params.imatrix}", "give an importance matrix, or --imatrix auto")
         found["imatrix"] = digest(_path(params.imatrix))
+    for what, path in (("checkpoint", params.checkpoint), ("dataset", params.dataset)):
+        if path and not _path(path).is_dir():
+            raise InputError(
+                f"the {what} of this run is gone: {path}", "give --base and --adapter, or run the recipe again"
+            )
     if params.dataset:
         found["dataset"] = digest(_path(params.dataset))
     if params.from_checkpoint and params.checkpoint:
@@ -138,7 +155,8 @@ def needs(params: ExportParams, context: StageContext) -> Needs:
 
     base = resolve(params.base, context).need_gguf("export")
     # The types, and so the size, don't depend on the adapter, which may not be trained yet.
-    plan = plan_export(base, None, params.quant, context.workspace.root, has_imatrix=bool(params.imatrix))
+    # Not in the home, which a plan of the loop needn't find there.
+    plan = plan_export(base, None, params.quant, Path(tempfile.gettempdir()), has_imatrix=bool(params.imatrix))
     return Needs(
         disk_bytes=plan.file_bytes + copy_bytes(plan.donor),
         ram_bytes=max(_RAM_BYTES, comparison_bytes(plan.donor)),
@@ -219,7 +237,7 @@ STAGE = Stage(
     steps,
     ExportRequest,
     produces="gguf",
-    version=2,
+    version=3,
     inputs=inputs,
     needs=needs,
 )

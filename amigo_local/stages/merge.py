@@ -22,7 +22,7 @@ def steps(params: MergeParams, context: StageContext) -> Chain:
     base = resolve(params.base, context)
     checkpoint = str(base.checkpoint)
     if base.checkpoint is None:
-        unpacked = yield Step("unpack", UnpackParams(ref=params.base))
+        unpacked = yield Step("unpack", UnpackParams(ref=params.base, allow_nonfinite=params.allow_nonfinite))
         checkpoint = unpacked.path
     yield Step(
         "merge",

@@ -131,6 +131,14 @@ def read_adapter(adapter_dir: Path) -> Adapter:
     return Adapter(adapter_dir, str(config.get("base_model_name_or_path") or ""), modules)
 
 
+def _stated(config: dict[str, Any], name: str, rank: int) -> tuple[float, float]:
+    """(rank, alpha) of a module. Raises TypeError, ValueError, AttributeError or re.error for what is no number."""
+    return (
+        float(_pattern_value(config.get("rank_pattern") or {}, name, config.get("r", rank))),
+        float(_pattern_value(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", rank))),
+    )
+
+
 def _change(path: Path, config: dict[str, Any], name: str, parts: dict[str, StoredTensor]) -> WeightChange:
     on_embedding = "lora_embedding_A" in parts
     a, b = (parts.get(f"lora_{'embedding_' if on_embedding else ''}{side}") for side in "AB")
@@ -151,12 +159,17 @@ def _change(path: Path, config: dict[str, Any], name: str, parts: dict[str, Stor
             f"{path}: {name} has {list(magnitude.shape)} magnitudes for {b.shape[0]} rows", "train the adapter again"
         )
     rank = a.shape[0]
-    stated = _pattern_value(config.get("rank_pattern") or {}, name, config.get("r", rank))
+    try:
+        stated, alpha = _stated(config, name, rank)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise InputError(
+            f"{path.with_name(CONFIG_FILE)}: the rank or alpha of {name} can't be read: {error}",
+            "train or download the adapter again",
+        ) from error
     if stated != rank:
         raise InputError(
             f"{path}: {name} has rank {rank}, {CONFIG_FILE} says {stated:g}", "configuration and weights must match"
         )
-    alpha = _pattern_value(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", rank))
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     if on_embedding:
         return EmbeddingLora(name, a, b, scaling)
@@ -200,7 +213,7 @@ def _untie(adapter: Adapter, changes: dict[str, WeightChange]) -> None:
     # What PEFT writes with ensure_weight_tying.
     if isinstance(head, Replacement) and isinstance(embedding, Replacement):
         mine, its = head.tensor, embedding.tensor
-        if mine.shape == its.shape and mine.dtype == its.dtype and mine.read_bytes() == its.read_bytes():
+        if mine.shape == its.shape and mine.dtype == its.dtype and mine.same_bytes(its):
             return
     side = "lm_head" if head is not None else "embed_tokens"
     raise InputError(

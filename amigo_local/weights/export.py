@@ -21,11 +21,13 @@ from amigo_local.weights.imatrix import ImportanceMatrix
 from amigo_local.weights.kernels import Bytes, Kernels, Rows, load_kernels
 from amigo_local.weights.rotary_order import to_gguf_rows
 from amigo_local.weights.safetensors_file import StoredTensor
-from amigo_local.weights.tensor_rows import F16_MAX, TensorFile, count_nonfinite, nonfinite_error
+from amigo_local.weights.tensor_rows import F16_MAX, TensorFile, count_nonfinite, largest_finite, nonfinite_error
 from amigo_local.weights.unpack import checkpoint_chunks
 from amigo_local.weights.weight_change import WeightChange
 
 _F16 = TYPES_BY_NAME["F16"].id
+# GGML_ABORT in ggml-quants.c ends the process: a NaN is on none of their grids.
+_ABORT_ON_NONFINITE = frozenset({"IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"})
 
 
 def export(
@@ -56,12 +58,15 @@ def export(
         TensorFile(donor, allow_nonfinite=allow_nonfinite) as source,
         GgufWriter(partial, plan.fields, plan.tensors, donor.alignment) as writer,
     ):
-        maker = _TensorMaker(plan, source, load_kernels(threads), imatrix, allow_nonfinite)
-        for tensor, planned in zip(donor.tensors, plan.tensors, strict=True):
+        maker = _TensorMaker(
+            plan, source, load_kernels(threads) if threads else load_kernels(), imatrix, allow_nonfinite
+        )
+        for planned in plan.tensors:
             for data in maker.copy(planned) if planned.name in plan.copied else maker.make(planned):
                 writer.write(planned.name, data)
-            done += tensor.elements
-            emit(Progress("exporting", done, total, "weights"))
+                kind = GGML_TYPES[planned.type_id]
+                done += data.nbytes // kind.block_bytes * kind.block_size
+                emit(Progress("exporting", done, total, "weights"))
         nonfinite = sum(source.nonfinite.values()) + maker.nonfinite
     if nonfinite:
         emit(Note(f"{nonfinite} values are NaN or infinite and were taken as they are", "warning"))
@@ -119,13 +124,18 @@ class _TensorMaker:
             found += count
             if found and not self._allow_nonfinite:
                 continue  # on to the end, to count them all
-            if type_id == _F16 and not count:
+            if count and GGML_TYPES[type_id].name in _ABORT_ON_NONFINITE:
+                raise _no_room_for_nonfinite(name, type_id, count)
+            if type_id == _F16:
                 _refuse_beyond_f16(place, rows)
             if rounding is not None and not count:
                 rows = rounding.round(self._source.raw_rows(place.source, start, start + len(rows)), rows)
             start += len(rows)
             data = self._kernels.quantize(type_id, rows, weights)
-            if not count and not self._kernels.is_valid(type_id, data):
+            is_valid = self._kernels.is_valid(type_id, data)
+            if count and is_valid:
+                raise _no_room_for_nonfinite(name, type_id, count)
+            if not count and not is_valid:
                 kind = GGML_TYPES[type_id].name
                 raise AmigoError(f"{name} can't be written as {kind}: a scale overflows", "export with --quant bf16")
             yield data
@@ -160,8 +170,15 @@ class _TensorMaker:
 
 
 def _refuse_beyond_f16(place: MappedTensor, rows: Rows) -> None:
-    largest = float(max(rows.max(initial=0.0), -rows.min(initial=0.0)))
+    largest = largest_finite(rows)
     if largest > F16_MAX:
         raise InputError(
             f"{place.source.name} holds {largest:.6g}, float16 ends at {F16_MAX:.0f}", "export with --quant bf16"
         )
+
+
+def _no_room_for_nonfinite(name: str, type_id: int, count: int) -> InputError:
+    return InputError(
+        f"{name} holds {count} values that are NaN or infinite, for which {GGML_TYPES[type_id].name} has no code",
+        "export with --quant keep, q8_0 or bf16",
+    )

@@ -65,11 +65,11 @@ def merge(
                     found += count_nonfinite(rows)
                     if not found or allow_nonfinite:
                         writer.append(planned, rows)
+                    done += rows.size * planned.nbytes // base[planned.name].elements
+                    emit(Progress("merging", done, total, "bytes"))
                 if found and not allow_nonfinite:
                     raise nonfinite_error(out_dir, planned.name, found)
                 nonfinite += found
-                done += planned.nbytes
-                emit(Progress("merging", done, total, "bytes"))
     return {
         "tensors": len(plan),
         "merged_tensors": len(changes),

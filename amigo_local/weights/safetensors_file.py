@@ -23,6 +23,7 @@ from amigo_local.weights.tensor_rows import CHUNK_ELEMENTS, to_bytes
 SHARD_BYTES = 2 * GIB
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_PIECE_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 100_000_000  # MAX_HEADER_SIZE in safetensors/src/tensor.rs
 
 
@@ -45,7 +46,7 @@ class StoredTensor(msgspec.Struct, frozen=True):
 
     @property
     def row_length(self) -> int:
-        return self.shape[-1]
+        return self.shape[-1] if self.shape else 1
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows [start, stop) as (rows, row length) float32; a vector is one row."""
@@ -62,9 +63,13 @@ class StoredTensor(msgspec.Struct, frozen=True):
             raise InputError(f"{self.path}: became shorter while it was read", "don't change it meanwhile")
         return raw
 
-    def read_bytes(self) -> bytes:
-        """The whole tensor as it is in the file."""
-        return self._read(0, self.nbytes)
+    def same_bytes(self, other: StoredTensor) -> bool:
+        """Whether both hold the same bytes, compared a piece at a time."""
+        starts = range(0, self.nbytes, _PIECE_BYTES)
+        sizes = [min(_PIECE_BYTES, self.nbytes - start) for start in starts]
+        return self.nbytes == other.nbytes and all(
+            self._read(start, size) == other._read(start, size) for start, size in zip(starts, sizes, strict=True)
+        )
 
     def chunks(self, multiple_of: int = 1) -> Iterator[tuple[int, Rows]]:
         """(first row, rows) over the whole tensor, each chunk but the last a multiple of so many rows."""
@@ -107,8 +112,10 @@ def _stored(path: Path, name: str, entry: dict[str, Any], data_offset: int, file
             "give an unquantized checkpoint",
         )
     start, end = entry["data_offsets"]
-    tensor = StoredTensor(name, entry["dtype"], tuple(entry["shape"]) or (1,), path, data_offset + start)
-    if min(tensor.shape) < 1 or start < 0 or tensor.nbytes != end - start or data_offset + end > file_size:
+    if not all(type(number) is int for number in (start, end, *entry["shape"])):
+        raise TypeError(f"{name} has a shape or place that is no whole number")
+    tensor = StoredTensor(name, entry["dtype"], tuple(entry["shape"]), path, data_offset + start)
+    if min(tensor.shape, default=1) < 1 or start < 0 or tensor.nbytes != end - start or data_offset + end > file_size:
         raise InputError(
             f"{path}: tensor {name} doesn't fit its place in the file", "write or download the checkpoint again"
         )
@@ -121,6 +128,8 @@ def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
         try:
             index = json.loads((directory / INDEX_FILE).read_text("utf-8"))
             files = sorted(set(index["weight_map"].values()))
+            if not all(isinstance(name, str) for name in files):
+                raise TypeError("a file's name is no text")
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             hint = "download or unpack the checkpoint again"
             raise InputError(f"{directory / INDEX_FILE}: can't be read: {error!r}", hint) from error

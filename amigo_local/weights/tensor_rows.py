@@ -164,6 +164,14 @@ def count_nonfinite(rows: Rows) -> int:
     return int(flat.size - np.count_nonzero(np.isfinite(flat)))
 
 
+def largest_finite(rows: Rows) -> float:
+    """The largest magnitude, whatever NaN and infinity are beside it."""
+    largest = float(max(rows.max(initial=0.0), -rows.min(initial=0.0)))
+    if np.isfinite(largest):
+        return largest
+    return float(np.abs(rows[np.isfinite(rows)]).max(initial=0.0))
+
+
 def nonfinite_error(path: Path, name: str, count: int) -> InputError:
     return InputError(
         f"{path}: tensor {name} holds {count} values that are NaN or infinite",

@@ -21,7 +21,7 @@ from amigo_local.weights.gguf_header import GgufHeader, read_header
 from amigo_local.weights.language_model import copy_bytes
 from amigo_local.weights.rotary_order import to_checkpoint_rows
 from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, PlannedTensor
-from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile
+from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile, largest_finite
 from amigo_local.weights.tokenizer import write_tokenizer
 
 _ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
@@ -105,6 +105,8 @@ def _write(
         stops = aside.submit(write_tokenizer, header, out_dir)  # Python's work beside that of the kernels
         for tensor, planned in zip(mapped, plan, strict=True):
             for rows in checkpoint_chunks(file, tensor):
+                if stops.done():
+                    stops.result()  # a tokenizer that isn't supported is told now, not after all weights
                 if dtype == "f16":
                     _refuse_overflow(tensor, rows)
                 writer.append(planned, rows)
@@ -140,8 +142,8 @@ class _BeyondFloat16(InputError):
 
 
 def _refuse_overflow(tensor: MappedTensor, rows: Rows) -> None:
-    largest = float(max(rows.max(initial=0.0), -rows.min(initial=0.0)))
-    if F16_MAX < largest < np.inf:
+    largest = largest_finite(rows)
+    if largest > F16_MAX:
         raise _BeyondFloat16(
             f"{tensor.source.name} holds {largest:.6g}, float16 ends at {F16_MAX:.0f}", "unpack with --dtype bf16"
         )

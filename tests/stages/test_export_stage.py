@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -12,6 +14,7 @@ from amigo_local.domain.events import StageFinished
 from amigo_local.weights.gguf_header import read_header
 from tests.support.command_line import amigo, amigo_records, events
 from tests.support.tiny_gguf import write_tiny_llama
+from tests.support.tiny_run import write_tiny_run
 from tests.weights.conftest import write_adapter
 
 
@@ -99,6 +102,28 @@ def test_the_options_that_need_another_say_so(model: Path, adapter: Path, tmp_pa
     assert done.returncode == 2 and "amigo-local imatrix" in done.stderr
     done = amigo(tmp_path / "home", "export", "--base", str(model), "--quant", "iq2_xxs")
     assert done.returncode == 2 and "importance matrix" in done.stderr and "--imatrix" in done.stderr
+
+
+def test_what_excludes_or_lacks_another_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:
+    done = amigo(tmp_path / "home", "export", "--run", "x", "--base", str(model))
+    assert done.returncode == 2 and "--run and --base exclude each other" in done.stderr
+    done = amigo(tmp_path / "home", "export", "--base", str(model), "--adapter", "")  # an unset shell variable
+    assert done.returncode == 2 and "--adapter is empty" in done.stderr
+    bad = tmp_path / "adapter"
+    shutil.copytree(adapter, bad)
+    config = json.loads((bad / "adapter_config.json").read_text())
+    (bad / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": None}))
+    done = amigo(tmp_path / "home", "export", "--base", str(model), "--adapter", str(bad))
+    assert done.returncode == 2 and "the rank or alpha of" in done.stderr
+
+
+def test_a_mix_that_llama_cpp_is_asked_for_can_be_planned_on_a_fresh_home(tmp_path: Path) -> None:
+    recipe = write_tiny_run(tmp_path / "run")
+    ask = ["plan", str(recipe), "--set", "export.quant=iq4_xs", "--set", "ollama.use=false"]
+    done = amigo(tmp_path / "fresh", *ask)
+    assert done.returncode == 0, done.stderr
+    assert "export" in done.stdout + done.stderr
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_weights_that_are_not_finite_are_refused_unless_told_otherwise(tmp_path: Path) -> None:

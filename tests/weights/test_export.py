@@ -20,6 +20,7 @@ import transformers
 from amigo_local.domain.errors import Cancelled, InputError
 from amigo_local.domain.events import AnyEvent, Emit, Note, Progress
 from amigo_local.domain.recipe import PortedMix, Quant
+from amigo_local.weights import tensor_rows
 from amigo_local.weights.export import export
 from amigo_local.weights.export_plan import plan_export
 from amigo_local.weights.ggml_types import FILE_TYPE_IDS
@@ -380,6 +381,31 @@ def test_values_that_are_not_finite_are_named_counted_and_refused_unless_allowed
     figures = run(source, llama_adapter, tmp_path / "out.gguf", "f32", events, allow_nonfinite=True)
     assert figures["nonfinite_values"] == 2
     assert any(isinstance(event, Note) and event.text.startswith("2 values are NaN") for event in events)
+
+
+@pytest.mark.parametrize("quant", ["q6_k", "iq3_s"])
+def test_a_type_without_a_code_for_nan_is_refused_rather_than_written_or_aborted(
+    quant: Quant, exact_llama: Path, tmp_path: Path, events: Events
+) -> None:
+    source = _with_value(exact_llama, tmp_path / "bad.gguf", "blk.2.ffn_up.weight", np.nan)
+    with pytest.raises(InputError, match=r"blk\.2\.ffn_up\.weight holds 1 values .*, for which \w+ has no code"):
+        run(source, None, tmp_path / "out.gguf", quant, events, allow_nonfinite=True)
+
+
+def test_a_nan_hides_no_other_value_that_is_too_large(exact_llama: Path, tmp_path: Path, events: Events) -> None:
+    source = _with_value(exact_llama, tmp_path / "nan.gguf", "blk.2.ffn_up.weight", np.nan)
+    source = _with_value(source, tmp_path / "both.gguf", "blk.2.ffn_up.weight", 1e5, 3)
+    with pytest.raises(InputError, match="holds 100000, float16 ends at 65504"):
+        run(source, None, tmp_path / "out.gguf", "f16", events, allow_nonfinite=True)
+
+
+def test_cancelling_is_possible_within_a_tensor(
+    tiny_llama: Path, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_rows, "CHUNK_ELEMENTS", 1 << 14)
+    run(tiny_llama, None, tmp_path / "out.gguf", "q4_k_m", events)
+    progress = [event.done for event in events if isinstance(event, Progress)]
+    assert len(progress) > 3 * 38 and progress == sorted(progress)
 
 
 def test_an_adapter_that_is_not_finite_is_refused_by_the_tensor_it_spoils(
