@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 from amigo_local.domain.errors import InputError
 from amigo_local.weights.ggml_types import GGML_TYPES
-from amigo_local.weights.gguf_cursor import HINT
+from amigo_local.weights.gguf_cursor import HINT, open_source
 from amigo_local.weights.gguf_header import ArrayRef, GgufHeader, Scalar, Value
 from amigo_local.weights.kernels import Bytes
 
@@ -66,13 +66,12 @@ def encode_field(key: str, value: Scalar | Sequence[Scalar]) -> bytes:
 def carried_fields(header: GgufHeader, changed: Mapping[str, Value]) -> list[bytes]:
     """The donor's entries byte for byte and in order, with `changed` ones encoded anew and new ones at the end."""
     fields = []
-    with header.path.open("rb") as file:
+    with open_source(header.path) as file:
         for key, (start, end) in header.raw_fields.items():
             if key in changed:
                 fields.append(_encode_value(header.path, key, changed[key]))
             else:
-                file.seek(start)
-                fields.append(file.read(end - start))
+                fields.append(file.read(start, end - start))
     fields += [_encode_value(header.path, key, value) for key, value in changed.items() if key not in header.raw_fields]
     return fields
 
