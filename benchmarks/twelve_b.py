@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import safetensors.numpy
 
@@ -14,7 +15,7 @@ from amigo_local.weights.gguf_header import GgufHeader, Value, read_header
 from amigo_local.weights.gguf_writer import GgufWriter, PlannedTensor, carried_fields, encode_field
 from amigo_local.weights.kernels import load_kernels
 from amigo_local.weights.quantization_mix import tensor_types
-from tests.support.model_shapes import header_of, named_model
+from tests.support.model_shapes import NAMED_SHAPES, header_of, model_of
 
 RANK = 32
 _ROWS = 512  # random rows of each width and type, repeated: what is measured doesn't depend on their values
@@ -31,7 +32,11 @@ _MODULES = {
 
 def write_twelve_b(path: Path, gemma: Path | None, adapter_dir: Path) -> Path:
     """Writes both and returns `adapter_dir`. With a small real Gemma the tokenizer is its own, all 262144 tokens."""
-    header = header_of(*named_model("gemma3-12b"))
+    shape = NAMED_SHAPES["gemma3-12b"]
+    if gemma is not None:  # the released file pads its tokens to the embedding's rows
+        tokens = read_header(gemma).array("tokenizer.ggml.tokens")
+        shape = msgspec.structs.replace(shape, vocabulary=len(tokens))
+    header = header_of(*model_of(shape))
     types = tensor_types(header, header.tensors, "Q4_K_M")
     plan = [PlannedTensor(tensor.name, tensor.dimensions, types[tensor.name]) for tensor in header.tensors]
     random = np.random.default_rng(0)
