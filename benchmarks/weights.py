@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +60,18 @@ def kernels(models: dict[str, Path], scratch: Path) -> None:
         kind = TYPES_BY_NAME[name]
         data = all_cores.quantize(kind.id, rows)
         reference = gguf.GGMLQuantizationType(kind.id)
-        copying = rate(lambda: np.copyto(copy, rows), size)
-        theirs = rate(lambda: gguf.quants.dequantize(data, reference), size)  # noqa: B023 - called at once
-        single = rate(lambda: one.dequantize(kind.id, data, ELEMENTS, out), size)  # noqa: B023
-        ours = rate(lambda: all_cores.dequantize(kind.id, data, ELEMENTS, out), size)  # noqa: B023
-        copying = statistics.mean((copying, rate(lambda: np.copyto(copy, rows), size)))
+        copying = rate(partial(np.copyto, copy, rows), size)
+        theirs = rate(partial(gguf.quants.dequantize, data, reference), size)
+        single = rate(partial(one.dequantize, kind.id, data, ELEMENTS, out), size)
+        ours = rate(partial(all_cores.dequantize, kind.id, data, ELEMENTS, out), size)
+        copying = statistics.mean((copying, rate(partial(np.copyto, copy, rows), size)))
         try:
             gguf.quants.quantize(rows[:64], reference)
-            their_encoding = f"{rate(lambda: gguf.quants.quantize(rows, reference), size):.2f}"  # noqa: B023
+            their_encoding = f"{rate(partial(gguf.quants.quantize, rows, reference), size):.2f}"
         except NotImplementedError:
             their_encoding = "can't"
-        encode_one = rate(lambda: one.quantize(kind.id, rows), size)  # noqa: B023
-        encode = rate(lambda: all_cores.quantize(kind.id, rows), size)  # noqa: B023
+        encode_one = rate(partial(one.quantize, kind.id, rows), size)
+        encode = rate(partial(all_cores.quantize, kind.id, rows), size)
         print(f"| {name} | {theirs:.2f} | {single:.1f} | {ours:.1f} | {ours / theirs:.1f} | {copying:.1f} | ", end="")
         print(f"{max(single, ours) / copying:.0%} | {their_encoding} | {encode_one:.2f} | {encode:.2f} |")
 

@@ -19,7 +19,7 @@ from amigo_local.stages.imatrix import ImatrixParams
 AUTO = "auto"
 AUTO_CHUNKS = 40  # 20,480 tokens: on a 12B model and a laptop's processor most of an hour
 _RAM_BYTES = 300 << 20  # of the pass itself, at most (docs/measurements.md); the proof takes more
-_ELEMENTS_PER_SECOND = 8e6  # with its check: 134.5 M in 16 s on two cores (docs/measurements.md)
+_ELEMENTS_PER_SECOND = 6.7e6  # with its proof: 134.5 M in 20 s on two cores (docs/measurements.md)
 
 
 class ExportRequest(Params, frozen=True, kw_only=True):
@@ -60,6 +60,8 @@ class ExportParams(Params, frozen=True, kw_only=True):
 def steps(params: ExportRequest, context: StageContext) -> Chain:
     if params.run is not None and params.base is not None:
         raise InputError("--run and --base exclude each other", "give --run ID, or --base REF with --adapter DIR")
+    if params.like is not None and params.base is None:
+        raise InputError("--like needs the checkpoint that it is for", "add --base DIR")
     if params.adapter == "":
         raise InputError("--adapter is empty", "give the adapter's directory, or leave it out")
     if params.adapter is not None and params.base is None:
@@ -90,6 +92,10 @@ def steps(params: ExportRequest, context: StageContext) -> Chain:
                 "add --like TAG, the model in Ollama (or the .gguf) that this is the original of",
             )
         base, checkpoint, from_checkpoint = params.like, str(given.checkpoint), True
+    elif params.like is not None:
+        raise InputError(
+            f"--like is for a checkpoint, {base} has types, tokenizer and template of its own", "leave --like out"
+        )
     imatrix = params.imatrix
     if imatrix == AUTO:
         if dataset is None:

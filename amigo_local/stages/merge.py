@@ -19,6 +19,9 @@ class MergeParams(Params, frozen=True, kw_only=True):
 
 
 def steps(params: MergeParams, context: StageContext) -> Chain:
+    from amigo_local.weights.adapter import read_adapter
+
+    read_adapter(_path(params.adapter))  # refuses what can't be merged before gigabytes are unpacked for it
     base = resolve(params.base, context)
     checkpoint = str(base.checkpoint)
     if base.checkpoint is None:
@@ -33,8 +36,8 @@ def steps(params: MergeParams, context: StageContext) -> Chain:
 def inputs(params: MergeParams, context: StageContext) -> dict[str, str]:
     from amigo_local.weights.adapter import read_adapter
 
-    adapter = Path(params.adapter).expanduser().absolute()
-    read_adapter(adapter)  # refuses what is no adapter, or of a kind that can't be merged
+    adapter = _path(params.adapter)
+    read_adapter(adapter)
     return {"base": resolve(params.base, context).digest, "adapter": context.workspace.digests.digest(adapter)}
 
 
@@ -49,8 +52,12 @@ def run(params: MergeParams, context: StageContext) -> StageResult:
     from amigo_local.weights.merge import merge
 
     base = resolve(params.base, context).files
-    adapter = Path(params.adapter).expanduser().absolute()
+    adapter = _path(params.adapter)
     return StageResult(merge(base, adapter, context.build_dir(), context.emit, allow_nonfinite=params.allow_nonfinite))
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 STAGE = Stage(

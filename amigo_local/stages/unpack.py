@@ -11,7 +11,7 @@ from amigo_local.stages._check_texts import CHECKED_TEXTS, TEXTS
 from amigo_local.stages._models import resolve
 
 _RAM_BYTES = 200 << 20  # of unpacking itself (docs/measurements.md); the check takes more
-_BYTES_PER_SECOND = 15e6  # of the checkpoint, with its check: 258 MiB in 18 s on two cores (docs/measurements.md)
+_BYTES_PER_SECOND = 22e6  # of the checkpoint, with its check: 258 MiB in 12 s on two cores (docs/measurements.md)
 
 
 class UnpackParams(Params, frozen=True, kw_only=True):

@@ -58,8 +58,7 @@ def export(
         TensorFile(donor, allow_nonfinite=allow_nonfinite) as source,
         GgufWriter(partial, plan.fields, plan.tensors, donor.alignment) as writer,
     ):
-        kernels = load_kernels(threads) if threads else load_kernels()  # with None it would be another, loaded twice
-        maker = _TensorMaker(plan, source, kernels, imatrix, allow_nonfinite)
+        maker = _TensorMaker(plan, source, load_kernels(threads), imatrix, allow_nonfinite)
         for planned in plan.tensors:
             for data in maker.copy(planned) if planned.name in plan.copied else maker.make(planned):
                 writer.write(planned.name, data)

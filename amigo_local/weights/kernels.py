@@ -52,9 +52,8 @@ class Kernels:
     Rows are independent of each other, so the bytes are the same for any number of threads.
     """
 
-    def __init__(self, library: ctypes.CDLL, threads: int | None = None) -> None:
-        self._library = library
-        self.threads = threads or os.cpu_count() or 1
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self._library, self.threads = library, threads
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         self._to_float = {kind.id: self._checked_traits(kind) for kind in GGML_TYPES.values()}
         self._check_arithmetic()
@@ -168,12 +167,16 @@ def library_path() -> Path:
     return directory / name
 
 
-@functools.cache
 def load_kernels(threads: int | None = None) -> Kernels:
-    """Loads and checks the library once a process; threads None: one for each core.
+    """Loads and checks the library once a process and number of threads; None: one for each core.
 
     Raises InputError when llama-cpp-python is missing, AmigoError when it is a build of another layout.
     """
+    return _load(threads or os.cpu_count() or 1)
+
+
+@functools.cache
+def _load(threads: int) -> Kernels:
     path = library_path()
     try:
         library = ctypes.CDLL(str(path))

@@ -44,8 +44,7 @@ def write_language_checkpoint(
         "tie_word_embeddings": "lm_head.weight" not in plain,
     }
     out_dir.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in config.items() if value is not None}
-    (out_dir / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (out_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in sorted(source_dir.iterdir()):
         if path.suffix != ".safetensors" and path.name != "config.json" and not path.name.endswith(_INDEX):
             shutil.copyfile(path, out_dir / path.name)

@@ -29,7 +29,7 @@ _WRAPPED = re.compile(r"\.(?:base_layer|original_module)(?=\.)")
 class TorchModel:
     """transformers' model of `config_dir` without weights, its modules filled from `weights` as they run.
 
-    In memory are the adapter, one decoder layer, the activations of all prompts and 16 MiB of the head. Every pass
+    In memory are the adapter, one decoder layer, the activations of all prompts and a chunk of the head. Every pass
     reads the weights once.
     """
 

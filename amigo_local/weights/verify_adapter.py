@@ -45,9 +45,9 @@ def check_change(base: WeightSource, exported: GgufHeader, adapter_dir: Path) ->
 def share_in_weights(base: WeightSource, exported: GgufHeader, adapter_dir: Path) -> ChangeShare:
     """How much of what an adapter adds to the weights is in a file: the slope of (file - base) on the change.
 
-    Over the first 4 M weights of each adapted tensor. Rounding errors of single weights are independent of each other
-    and of the change, so that millions of them tell a change of a hundredth of a step from none, where predictions
-    can't. NaN when the adapter changes nothing.
+    Over the first chunk (2 M weights) of each adapted tensor. Rounding errors of single weights are independent of
+    each other and of the change, so that millions of them tell a change of a hundredth of a step from none, where
+    predictions can't. NaN when the adapter changes nothing.
     """
     found = GgufWeights(exported)
     both = own = noise = 0.0

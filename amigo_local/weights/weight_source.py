@@ -10,9 +10,9 @@ import numpy as np
 
 from amigo_local.weights.architecture import architecture_of, map_tensors
 from amigo_local.weights.gguf_header import GgufHeader
-from amigo_local.weights.rotary_order import to_checkpoint_rows
 from amigo_local.weights.safetensors_file import read_checkpoint
 from amigo_local.weights.tensor_rows import Rows, TensorFile
+from amigo_local.weights.unpack import checkpoint_chunks
 
 
 class WeightSource(Protocol):
@@ -22,7 +22,7 @@ class WeightSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def tiles(self, name: str) -> Iterator[tuple[int, Rows]]:
-        """(first row, rows) over the whole tensor, 16 MiB at a time; a vector is one row."""
+        """(first row, rows) over the whole tensor, a chunk at a time; a vector is one row."""
 
     def row(self, name: str, index: int) -> Rows:
         """(row length,) of a tensor whose rows no architecture moves: an embedding."""
@@ -62,15 +62,11 @@ class GgufWeights:
         self.shapes = {name: tensor.source.shape for name, tensor in self._tensors.items()}
 
     def tiles(self, name: str) -> Iterator[tuple[int, Rows]]:
-        tensor = self._tensors[name]
-        head_dim = tensor.source.shape[0] // tensor.heads if tensor.heads else 1
-        is_vector = len(tensor.source.shape) == 1
+        start = 0
         with TensorFile(self._header) as file:
-            for start, rows in file.chunks(tensor.source, 1 if is_vector else head_dim):
-                if tensor.heads:  # each element of a bias belongs to a row
-                    ordered = to_checkpoint_rows(rows.reshape(-1, 1) if is_vector else rows, head_dim)
-                    rows = ordered.reshape(rows.shape)
-                yield start, rows - np.float32(tensor.shift)
+            for rows in checkpoint_chunks(file, self._tensors[name]):
+                yield start, rows
+                start += len(rows)
 
     def row(self, name: str, index: int) -> Rows:
         tensor = self._tensors[name]

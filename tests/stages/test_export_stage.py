@@ -109,6 +109,14 @@ def test_what_excludes_or_lacks_another_is_refused(model: Path, adapter: Path, t
     assert done.returncode == 2 and "--run and --base exclude each other" in done.stderr
     done = amigo(tmp_path / "home", "export", "--base", str(model), "--adapter", "")  # an unset shell variable
     assert done.returncode == 2 and "--adapter is empty" in done.stderr
+    done = amigo(tmp_path / "home", "export", "--base", str(model), "--like", str(model))
+    assert done.returncode == 2 and "--like is for a checkpoint" in done.stderr
+    done = amigo(tmp_path / "home", "export", "--like", str(model))
+    assert done.returncode == 2 and "--like needs the checkpoint" in done.stderr
+    asked = ["--base", str(model), "--adapter", str(tmp_path / "none"), "--out", str(tmp_path / "merged")]
+    done = amigo(tmp_path / "home", "merge", *asked)
+    assert done.returncode == 2 and "is no adapter" in done.stderr
+    assert "unpack" not in done.stderr  # which for a 12B writes 24 GB first
     bad = tmp_path / "adapter"
     shutil.copytree(adapter, bad)
     config = json.loads((bad / "adapter_config.json").read_text())

@@ -114,7 +114,7 @@ def test_the_table_of_types_is_gguf_pys() -> None:
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    load_kernels.cache_clear()
+    kernels._load.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="llama-cpp-python is not installed") as caught:
         load_kernels()
@@ -143,5 +143,5 @@ def test_another_build_is_refused_at_load(tmp_path: Path) -> None:
     library = ctypes.CDLL(str(tmp_path / "other.so"))
     library.ggml_get_type_traits.restype = ctypes.POINTER(kernels._Traits)
     with pytest.raises(AmigoError, match=r"another build than this program knows: type 0 is \('Q4_K', 256") as caught:
-        Kernels(library)
+        Kernels(library, 1)
     assert "--force-reinstall" in caught.value.hint
