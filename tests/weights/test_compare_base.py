@@ -3,22 +3,19 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import pytest
 import safetensors.numpy
 import transformers
 
 from amigo_local.domain.errors import Cancelled, InputError
 from amigo_local.domain.events import Progress
-from amigo_local.weights.checkpoint_outline import fetch_outline, fetch_rows
-from amigo_local.weights.compare_base import BaseComparison, compare, language_tensors, pair_tensors, probe
+from amigo_local.weights.compare_base import BaseComparison, compare, language_tensors, pair_tensors
 from amigo_local.weights.ggml_types import TYPES_BY_NAME
 from amigo_local.weights.gguf_header import read_header
 from amigo_local.weights.kernels import load_kernels
@@ -27,11 +24,10 @@ from amigo_local.weights.quantization_grid import residual
 from amigo_local.weights.safetensors_file import read_checkpoint
 from amigo_local.weights.tensor_rows import TensorFile
 from amigo_local.weights.unpack import unpack
+from tests.support.altered_checkpoint import Weights, altered, low_rank
 from tests.support.tiny_gguf import write_tiny_llama
 from tests.weights.conftest import Events
 
-Array = npt.NDArray[np.float32]
-Weights = dict[str, Array]
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32}
 
 
@@ -42,22 +38,6 @@ def quantized_by_llama_cpp(source: Path, target: Path, file_type: str) -> Path:
     settings.ftype, settings.nthread = FILE_TYPES[file_type], 1
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings)) == 0
     return target
-
-
-def altered(checkpoint: Path, out: Path, change: Callable[[Weights], Weights | None]) -> Path:
-    """A copy of a float32 checkpoint, written by safetensors, with some of its weights changed."""
-    shutil.copytree(checkpoint, out)
-    weights = safetensors.numpy.load_file(out / "model.safetensors")
-    weights = change(weights) or weights
-    safetensors.numpy.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def low_rank(weight: Array, relative: float, seed: int = 0) -> Array:
-    """What LoRA of rank 4 adds, scaled to that share of the weight's size."""
-    random = np.random.default_rng(seed)
-    delta = random.standard_normal((weight.shape[0], 4)) @ random.standard_normal((4, weight.shape[1]))
-    return (weight + delta * (relative * np.linalg.norm(weight) / np.linalg.norm(delta))).astype(np.float32)
 
 
 def compared(gguf_path: Path, checkpoint: Path) -> BaseComparison:
@@ -291,69 +271,6 @@ def test_another_shape_is_refused_naming_the_tensor(
     with pytest.raises(InputError, match=r"org/name is another model than exact\.gguf") as raised:
         pair_tensors(read_header(exact_llama), stored, "org/name")
     assert says in raised.value.message and "amigo-local base" in raised.value.hint
-
-
-class Range:
-    """Reads ranges of a directory's files and counts them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.read_bytes = 0
-
-    def sizes(self) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in self.directory.iterdir()}
-
-    def __call__(self, name: str, start: int, stop: int) -> bytes:
-        self.read_bytes += stop - start
-        with (self.directory / name).open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-
-@pytest.mark.parametrize("shard_bytes", [1 << 30, 2 << 20], ids=["one file", "shards"])
-def test_tables_and_a_few_rows_are_enough_to_tell(
-    shard_bytes: int, tmp_path: Path, exact_llama: Path, original: Path, events: Events
-) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    unpack(exact_llama, checkpoint, "f32", events, shard_bytes)
-    header = read_header(exact_llama)
-    other = write_tiny_llama(tmp_path / "other.gguf", weight_type="f32", seed=3)
-
-    def tune(weights: Weights) -> None:
-        for name, weight in weights.items():
-            if "proj" in name:
-                weights[name] = low_rank(weight, 0.02)
-
-    verdicts = []
-    for source in (checkpoint, altered(original, tmp_path / "tuned", tune)):
-        read = Range(source)
-        whole = sum(size for name, size in read.sizes().items() if name.endswith(".safetensors"))
-        stored = fetch_outline(tmp_path / f"outline of {source.name}", "org/name", read.sizes(), read)
-        parts = probe(pair_tensors(header, stored, "org/name"))
-        assert {pair.mapped.name.split(".")[2] for pair, _ in parts if "layers" in pair.mapped.name} == {"0", "2", "3"}
-        for pair, rows in parts:
-            fetch_rows(pair.stored, rows, read)
-        assert read.read_bytes < 0.06 * whole
-        verdicts.append(compare(header, parts, events, "").verdict)
-        verdicts.append(compare(read_header(other), [(p, r) for p, r in parts], events, "").verdict)
-    assert verdicts == ["identical", "another", "fine-tuned", "another"]
-
-
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_repository_without_a_checkpoint_is_refused(missing: str, tmp_path: Path, original: Path) -> None:
-    read = Range(original)
-    sizes = {name: size for name, size in read.sizes().items() if name != missing}
-    with pytest.raises(InputError, match=f"org/name holds no {missing}"):
-        fetch_outline(tmp_path, "org/name", sizes, read)
-
-
-def test_an_index_that_leads_out_of_the_directory_is_refused(tmp_path: Path, original: Path) -> None:
-    shutil.copytree(original, tmp_path / "evil")
-    (tmp_path / "evil" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x"}}))
-    read = Range(tmp_path / "evil")
-    with pytest.raises(InputError, match="holds no"):
-        fetch_outline(tmp_path / "out", "org/name", read.sizes() | {"../x": 5}, read)
-    assert not (tmp_path / "x").exists()
 
 
 def test_the_real_smollm2_is_identical_within_64_mib(smollm2: Path, tmp_path: Path) -> None:
