@@ -99,9 +99,43 @@ class LoraSettings(Strict, frozen=True, kw_only=True):
     alpha: Positive = 64
     dropout: Fraction = 0.0
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank, so that high ranks still learn."""
+    use_dora: bool = False
+    """Train each row's magnitude apart from its direction; costs memory and about a third of the speed."""
+
+
+class DpoSettings(Strict, frozen=True, kw_only=True):
+    """Direct preference optimization, as TRL names it."""
+
+    beta: Annotated[float, Meta(gt=0)] = 0.1
+    """How strongly the policy is held to the reference; higher stays closer."""
+    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    """The share of pairs that are expected to be labelled the wrong way round."""
+
+
+class MemorySettings(Strict, frozen=True, kw_only=True):
+    """Levers that the plan chooses; a value here fixes one. None: planned."""
+
+    resident_layers: Annotated[int, Meta(ge=0)] | None = None
+    """Decoder layers that stay on the GPU; the others stream through `slots`."""
+    slots: Annotated[int, Meta(ge=1, le=8)] | None = None
+    offload_checkpoints: bool | None = None
+    """Keep the hidden states that recomputing starts from in host memory."""
+    staging: Literal["ring", "pinned"] | None = None
+    """How streamed layers leave the host: a small pinned ring over the mapped store, or all of them pinned."""
+    head_tile_rows: Annotated[int, Meta(ge=256)] | None = None
+    """Vocabulary rows of the head on the GPU at once."""
+    mlp_tile_tokens: Annotated[int, Meta(ge=128)] | None = None
+    """Tokens that pass through an MLP at once; long samples only."""
 
 
 class TrainSettings(Strict, frozen=True, kw_only=True):
+    method: Literal["sft", "dpo"] = "sft"
+    """sft learns completions; dpo learns to prefer `chosen` over `rejected`."""
+    adapter: str | None = None
+    """Adapter to start from: a directory, or run:ID; None: fresh LoRA weights."""
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
     epochs: Annotated[float, Meta(gt=0)] = 1.0
     max_steps: Positive | None = None
@@ -110,16 +144,30 @@ class TrainSettings(Strict, frozen=True, kw_only=True):
     """Samples per optimizer step. The plan splits it into micro-batch x accumulation."""
     micro_batch: Positive | None = None
     """Overrides the plan's micro-batch."""
+    packing: bool = True
+    """Lay a step's short samples end to end, each seeing only itself, instead of padding them."""
     warmup_fraction: Fraction = 0.03
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
+    optimizer: Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "auto"
+    """auto: paged_adamw_8bit on a GPU, adamw_torch on a processor."""
+    neftune_noise_alpha: Annotated[float, Meta(gt=0)] | None = None
+    """Noise on the input embeddings (NEFTune); None: off."""
     quantization: Literal["nf4", "none"] = "nf4"
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
+    evaluate_every_steps: Positive | None = None
+    """Measure the loss on held-out samples so often; None: never."""
+    keep_best: bool = False
+    """Write the adapter with the lowest held-out loss instead of the last one; needs evaluate_every_steps."""
     log_every_steps: Positive = 1
+    report_to: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
+    """Trackers that are told the metrics besides our own journal; none unless asked for."""
     seed: int = 0
     lora: LoraSettings = LoraSettings()
+    dpo: DpoSettings = DpoSettings()
+    memory: MemorySettings = MemorySettings()
 
 
 class ExportSettings(Strict, frozen=True, kw_only=True):
