@@ -8,13 +8,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from amigo_local.cli.formats import cells, is_numeric
+from amigo_local.cli.memory_bar import memory_bars
 from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
     MetricLogged,
     Note,
+    PlanMade,
     Progress,
     Record,
     StageCancelled,
@@ -26,6 +29,7 @@ from amigo_local.domain.events import (
     TokenGenerated,
 )
 
+_PART_STYLES = [f"black on {name}" for name in ("cyan", "green", "yellow", "blue", "magenta", "bright_black", "white")]
 _STYLES = {"good": "green", "warning": "yellow", "problem": "red", "info": ""}
 
 
@@ -57,6 +61,8 @@ class LiveRenderer:
         elif isinstance(event, Table):
             self._stop_bar()
             self._table(event)
+        elif isinstance(event, PlanMade):
+            self._bars(event)
         elif isinstance(event, GenerationFinished):
             if record.stage == "chat":
                 self._say(f"[dim]{escape(sentence(event))}[/]")
@@ -130,6 +136,20 @@ class LiveRenderer:
         for row in cells(table):
             rich.add_row(*map(escape, row))
         self._out.print(rich, soft_wrap=False)
+
+    def _bars(self, event: PlanMade) -> None:
+        """Each letter of a stacked bar in a colour of its own."""
+        for line in memory_bars(event.plan.memory) if event.plan.memory else ():
+            text = Text(line)
+            if line.lstrip().startswith("["):
+                for place, letter in enumerate(line):
+                    style = _PART_STYLES[ord(letter) % len(_PART_STYLES)] if letter.isalpha() else "dim"
+                    text.stylize("red reverse" if letter == "!" else style, place, place + 1)
+            elif line[0] == " ":
+                text.stylize(_PART_STYLES[ord(line.strip()[0]) % len(_PART_STYLES)], 5, 6)
+            else:
+                text.stylize("bold")
+            self._out.print(text)
 
     def _token(self, event: TokenGenerated) -> None:
         side = (event.side, event.prompt_index)

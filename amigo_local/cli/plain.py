@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 from amigo_local.cli.formats import cells, is_numeric
+from amigo_local.cli.memory_bar import memory_bars
 from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
+    PlanMade,
     Progress,
     Record,
     Table,
@@ -34,6 +36,9 @@ class PlainRenderer:
         self._end_line()
         if isinstance(event, Table):
             print_table(event)
+        elif isinstance(event, PlanMade):
+            if event.plan.memory:
+                print("", *memory_bars(event.plan.memory), sep="\n", flush=True)
         elif isinstance(event, Progress):
             key = f"{record.stage} {event.label}"
             done = event.total is not None and event.done >= event.total

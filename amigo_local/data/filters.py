@@ -42,9 +42,9 @@ def filter_pairs(pairs: Iterable[Pair], evaluation_texts: Sequence[str] = ()) ->
     forbidden = evaluation_ngrams(evaluation_texts)
     kept: list[Pair] = []
     reasons: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for pair in pairs:
-        key = (_squeezed(pair.prompt), _squeezed(pair.completion))
+        key = (_squeezed(pair.prompt), *map(_squeezed, pair.answers))
         reason = _refusal(pair, forbidden) or ("exact duplicate" if key in seen else None)
         if reason is None:
             seen.add(key)
@@ -55,14 +55,15 @@ def filter_pairs(pairs: Iterable[Pair], evaluation_texts: Sequence[str] = ()) ->
 
 
 def _refusal(pair: Pair, forbidden: frozenset[str]) -> str | None:
-    text = f"{pair.prompt}\n{pair.completion}"
+    texts = (pair.prompt, *pair.answers)
+    text = "\n".join(texts)
     if not has_valid_syntax(pair.completion):
         return "code doesn't parse"
     if _SECRETS.search(text):
         return "holds a secret"
     if any(not _RESERVED.search(match[1]) for match in _EMAIL.finditer(text)):
         return "holds an e-mail address"
-    if forbidden and (overlaps(pair.prompt, forbidden) or overlaps(pair.completion, forbidden)):
+    if forbidden and any(overlaps(each, forbidden) for each in texts):
         return "overlaps an evaluation"
     return None
 

@@ -20,6 +20,11 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """SPDX identifier; empty where the source doesn't say."""
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer there is to the prompt, the good one first."""
+        return (self.completion,)
+
+    @property
     def group(self) -> str:
         """What is never split between training and held-out: the module, or the prompt where there is none."""
         return self.module or f"prompt {hashlib.sha256(self.prompt.encode()).hexdigest()[:16]}"

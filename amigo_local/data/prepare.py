@@ -16,7 +16,8 @@ import msgspec
 from amigo_local.data.filters import filter_pairs
 from amigo_local.data.mined import Mined
 from amigo_local.data.pair import Pair
-from amigo_local.data.rendering import Rendered, load_tokenizer, render
+from amigo_local.data.preferences import Preference, PreferenceRow, render_preference
+from amigo_local.data.rendering import load_tokenizer, render
 from amigo_local.data.sources.jsonl import read_jsonl
 from amigo_local.data.sources.stdlib import mine_stdlib
 from amigo_local.data.split import held_out_groups, spread_over_groups
@@ -45,6 +46,19 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     completion_start: int
     """Labels are -100 before this index and equal to input_ids from it on."""
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.completion,)
+
+    @property
+    def parts(self) -> dict[str, list[int]]:
+        """Token ids of the prompt, then those of each answer."""
+        return {"masked": self.input_ids[: self.completion_start], "trained": self.input_ids[self.completion_start :]}
+
+
+AnyRow = Row | PreferenceRow
+"""All rows of one data set are of one kind."""
+
 
 def prepare(
     settings: DataSettings, checkpoint_dir: Path, out_dir: Path, emit: Emit, evaluation_texts: Sequence[str] = ()
@@ -56,8 +70,13 @@ def prepare(
     """
     if not settings.sources:
         raise InputError("the recipe names no data source", "add one: data.sources: [{stdlib: all}]")
+    if len({source.preferences for source in settings.sources}) > 1:
+        raise InputError(
+            "data.sources mixes pairs of answers (chosen, rejected) with single ones (completion)",
+            "give those of one kind: preferences for train.method: dpo, completions for sft",
+        )
     tokenizer = load_tokenizer(checkpoint_dir)
-    rows: list[Row] = []
+    rows: list[AnyRow] = []
     left_out: Counter[str] = Counter()
     counts: list[tuple[str, str, int]] = []
     for source in settings.sources:
@@ -91,86 +110,97 @@ def prepare(
     return figures
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that prepare wrote."""
-    decoder = msgspec.json.Decoder(Row)
+def read_rows(path: Path) -> list[AnyRow]:
+    """The rows of a file that prepare wrote; of preferences, `completion` and `input_ids` are the chosen side."""
     with path.open("rb") as file:
-        return [decoder.decode(line) for line in file]
+        lines = file.readlines()
+    of_preferences = bool(lines) and "rejected_ids" in msgspec.json.decode(lines[0], type=dict[str, msgspec.Raw])
+    decoder: msgspec.json.Decoder[AnyRow] = msgspec.json.Decoder(PreferenceRow if of_preferences else Row)
+    return [decoder.decode(line) for line in lines]
 
 
 def _mine(source: DataSource, emit: Emit) -> Mined:
     if source.jsonl is not None:
-        return read_jsonl(Path(source.jsonl).expanduser(), source.prompt, source.completion, emit)
+        answer = source.chosen or source.completion
+        return read_jsonl(Path(source.jsonl).expanduser(), source.prompt, answer, emit, rejected_column=source.rejected)
     assert source.stdlib is not None  # DataSource names exactly one
     return mine_stdlib(source.stdlib, emit)
 
 
 def _render_rows(
     pairs: Sequence[Pair], limit: int | None, settings: DataSettings, tokenizer: Any, emit: Emit
-) -> tuple[list[Row], dict[str, int]]:
+) -> tuple[list[AnyRow], dict[str, int]]:
     """At most `limit` rows evenly spread over modules, in the order of `pairs`; reasons for the others."""
-    chosen: dict[int, Row] = {}
-    too_long = 0
+    chosen: dict[int, AnyRow] = {}
+    reasons: Counter[str] = Counter()
     wanted = len(pairs) if limit is None else min(limit, len(pairs))
     for index in spread_over_groups(pairs, settings.seed):
         if len(chosen) == wanted:
             break
-        if (len(chosen) + too_long) % 100 == 0:
+        if (len(chosen) + reasons.total()) % 100 == 0:
             emit(Progress("rendering with the chat template", len(chosen), wanted, "samples"))
-        rendered = render(tokenizer, pairs[index])
-        if len(rendered.input_ids) > settings.max_length_tokens:
-            too_long += 1
+        row = _row(pairs[index], tokenizer)
+        if max(_lengths(row)) > settings.max_length_tokens:
+            reasons[f"longer than {settings.max_length_tokens} tokens"] += 1
+        elif isinstance(row, PreferenceRow) and row.chosen_ids == row.rejected_ids:
+            reasons["chosen and rejected are the same"] += 1
         else:
-            chosen[index] = _row(pairs[index], rendered)
+            chosen[index] = row
     emit(Progress("rendering with the chat template", len(chosen), len(chosen), "samples"))
-    reasons = {f"longer than {settings.max_length_tokens} tokens": too_long}
-    reasons["over the source's limit"] = len(pairs) - len(chosen) - too_long
+    reasons["over the source's limit"] = len(pairs) - len(chosen) - reasons.total()
     return [chosen[index] for index in sorted(chosen)], {reason: count for reason, count in reasons.items() if count}
 
 
-def _row(pair: Pair, rendered: Rendered) -> Row:
-    return Row(**msgspec.structs.asdict(pair), **msgspec.structs.asdict(rendered))
+def _row(pair: Pair, tokenizer: Any) -> AnyRow:
+    if isinstance(pair, Preference):
+        return render_preference(tokenizer, pair)
+    return Row(**msgspec.structs.asdict(pair), **msgspec.structs.asdict(render(tokenizer, pair)))
 
 
-def _group(row: Row) -> str:
+def _lengths(row: AnyRow) -> list[int]:
+    """In tokens, of each chat that is trained on: one, or of preferences two."""
+    prompt, *answers = map(len, row.parts.values())
+    return [prompt + answer for answer in answers]
+
+
+def _group(row: AnyRow) -> str:
     return Pair(prompt=row.prompt, completion="", source="", module=row.module).group
 
 
-def _without_repeats(rows: Sequence[Row]) -> tuple[list[Row], int]:
+def _without_repeats(rows: Sequence[AnyRow]) -> tuple[list[AnyRow], int]:
     """Two sources may hold the same pair."""
-    unique = {(row.prompt, row.completion): row for row in reversed(rows)}
-    kept = [row for row in rows if unique[row.prompt, row.completion] is row]
+    unique = {(row.prompt, row.answers): row for row in reversed(rows)}
+    kept = [row for row in rows if unique[row.prompt, row.answers] is row]
     return kept, len(rows) - len(kept)
 
 
-def _figures(train: Sequence[Row], held_out: Sequence[Row]) -> dict[str, Figure]:
-    lengths = [len(row.input_ids) for row in train]
+def _figures(train: Sequence[AnyRow], held_out: Sequence[AnyRow]) -> dict[str, Figure]:
+    lengths = [length for row in train for length in _lengths(row)]
     return {
         "train_samples": len(train),
         "held_out_samples": len(held_out),
         "train_modules": len({row.module for row in train if row.module}),
         "held_out_modules": len({row.module for row in held_out if row.module}),
         "train_tokens": sum(lengths),
-        "trained_tokens": sum(len(row.input_ids) - row.completion_start for row in train),
+        "trained_tokens": sum(len(ids) for row in train for ids in list(row.parts.values())[1:]),
         "median_length_tokens": int(statistics.median_low(lengths)),
         "longest_tokens": max(lengths),
     }
 
 
 def _report(
-    train: Sequence[Row],
-    held_out: Sequence[Row],
+    train: Sequence[AnyRow],
+    held_out: Sequence[AnyRow],
     counts: Sequence[tuple[str, str, int]],
     tokenizer: Any,
     settings: DataSettings,
     emit: Emit,
 ) -> None:
     emit(Table("Samples", (Column("source"), Column("what"), Column("samples", "count")), tuple(counts)))
-    emit(_histogram([len(row.input_ids) for row in [*train, *held_out]], settings.max_length_tokens))
+    lengths = [length for row in [*train, *held_out] for length in _lengths(row)]
+    emit(_histogram(lengths, settings.max_length_tokens))
     for row in _evenly(train, PREVIEWED_SAMPLES):
-        start = row.completion_start
-        parts = (("masked", row.input_ids[:start]), ("trained", row.input_ids[start:]))
-        preview = tuple((part, len(ids), _shortened(tokenizer.decode(ids))) for part, ids in parts)
+        preview = tuple((part, len(ids), _shortened(tokenizer.decode(ids))) for part, ids in row.parts.items())
         emit(Table(f"Loss mask of {row.name}", (Column("part"), Column("tokens", "count"), Column("text")), preview))
     held_modules = sorted({row.module for row in held_out if row.module})
     kept_away = f" from {len(held_modules)} modules that training never sees" if held_modules else ""
@@ -194,11 +224,11 @@ def _shortened(text: str, characters: int = 240) -> str:
     return text if len(text) <= characters else f"{text[:half]} … {text[-half:]}"
 
 
-def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
+def _evenly(rows: Sequence[AnyRow], count: int) -> list[AnyRow]:
     return [rows[index * len(rows) // count] for index in range(count)] if len(rows) >= count else list(rows)
 
 
-def _write_lines(path: Path, rows: Iterable[Row]) -> None:
+def _write_lines(path: Path, rows: Iterable[AnyRow]) -> None:
     encoder = msgspec.json.Encoder()
     _write(path, b"".join(encoder.encode(row) + b"\n" for row in rows))
 

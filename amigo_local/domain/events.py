@@ -13,6 +13,7 @@ import msgspec
 
 from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.generation import Answer
+from amigo_local.domain.plan import Plan
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -131,6 +132,12 @@ class Table(Event, frozen=True, tag="table"):
     rows: tuple[tuple[Figure, ...], ...]
 
 
+class PlanMade(Event, frozen=True, tag="plan"):
+    """The whole plan: stages, and how training is fitted to the machine."""
+
+    plan: Plan
+
+
 class StageFinished(Event, frozen=True, tag="stage_finished"):
     artifact: Artifact | None
     elapsed_seconds: float
@@ -163,6 +170,7 @@ AnyEvent = (
     | GenerationFinished
     | Note
     | Table
+    | PlanMade
     | StageFinished
     | StageFailed
     | StageCancelled

@@ -6,11 +6,16 @@ from typing import Literal
 
 import msgspec
 
-from amigo_local.domain.plan import Batching
-
 Staging = Literal["ring", "pinned"]
 """How streamed layers leave the host: through a small pinned ring over a mapped file, or all pinned."""
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+
+
+class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an effective batch is split: micro_batch x accumulation = effective batch."""
+
+    micro_batch: int
+    accumulation: int
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +65,12 @@ class MemoryPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Parts of the peak, in the order of a stacked bar; they sum to peak_vram_bytes."""
     ram: tuple[Part, ...] = ()
     disk: tuple[Part, ...] = ()
+    vram_budget_bytes: int = 0
+    """What the plan may take of each: what is free, less what is left to others."""
+    ram_budget_bytes: int = 0
+    disk_budget_bytes: int = 0
+    levers: tuple[Lever, ...] = ()
+    """What was chosen, and what each choice buys."""
     step_seconds: float | None = None
     """Of one optimizer step of full-length samples."""
     tokens_per_second: float | None = None

@@ -6,6 +6,10 @@ from typing import Literal
 
 import msgspec
 
+from amigo_local.domain.memory_plan import Batching, MemoryPlan
+
+__all__ = ["Batching", "Needs", "Plan", "PlannedStage"]
+
 
 class Needs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Predicted peaks of one stage; seconds None: nothing to predict it from."""
@@ -24,18 +28,12 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     artifact_path: str | None = None
 
 
-class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an effective batch is split: micro_batch x accumulation = effective batch."""
-
-    micro_batch: int
-    accumulation: int
-
-
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     recipe: str
     model: str
     stages: tuple[PlannedStage, ...]
-    batching: Batching | None = None
+    memory: MemoryPlan | None = None
+    """How training is fitted to the machine; the smallest plan that there is where none fits."""
     binding: str | None = None
     """The resource that does not suffice (`VRAM: needs … has …`), or None when it fits."""
     nearest: str | None = None

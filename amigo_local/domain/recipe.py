@@ -73,16 +73,29 @@ class DataSource(Strict, frozen=True, kw_only=True):
     """Column of the request (jsonl)."""
     completion: str = "completion"
     """Column of the answer (jsonl)."""
+    chosen: str | None = None
+    """Column of the better answer (jsonl); with `rejected` it makes a preference set, for train.method: dpo."""
+    rejected: str | None = None
+    """Column of the worse answer (jsonl)."""
     limit: Positive | None = None
     """Take at most so many pairs, evenly spread over modules; None takes all."""
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.stdlib, self.jsonl)) != 1:
             raise ValueError("a source names exactly one of: stdlib, jsonl")
+        if (self.chosen is None) != (self.rejected is None):
+            raise ValueError("a source of preferences names both columns: chosen and rejected")
+        if self.chosen is not None and (self.jsonl is None or self.completion != "completion"):
+            raise ValueError("chosen and rejected name columns of a jsonl source, in place of completion")
 
     @property
     def kind(self) -> str:
         return "stdlib" if self.stdlib is not None else "jsonl"
+
+    @property
+    def preferences(self) -> bool:
+        """Whether it gives pairs of answers rather than single ones."""
+        return self.chosen is not None
 
 
 class DataSettings(Strict, frozen=True, kw_only=True):

@@ -252,11 +252,14 @@ class OllamaServer:
                 raise InputError(f"the Ollama server doesn't let go of {name}", f"ollama stop {name}")
             time.sleep(0.05)
 
-    def unload_all(self, emit: Emit) -> None:
-        """Frees the server's memory, before training starts."""
-        for model in self.loaded():
+    def unload_all(self, emit: Emit) -> tuple[LoadedModel, ...]:
+        """Frees the server's memory, before training starts. Returns what was loaded, with what it held."""
+        models = self.loaded()
+        for model in models:
             self.unload(model.name)
-            emit(Note(f"unloaded {model.name} from Ollama: {format_size(model.size_bytes)} are free again"))
+            where = f", {format_size(model.vram_bytes)} of it VRAM" if model.vram_bytes else ""
+            emit(Note(f"unloaded {model.name} from Ollama, which held {format_size(model.size_bytes)}{where}"))
+        return models
 
     def delete(self, tag: str) -> None:
         name = str(parse_tag_name(tag))

@@ -11,7 +11,7 @@ from amigo_local.engine.contract import Stage
 
 # The order of the loop, for help texts; verbs not named here follow by name.
 _ORDER = (
-    *("doctor", "models", "pull", "base", "unpack", "prepare", "plan", "train", "merge"),
+    *("doctor", "models", "pull", "base", "unpack", "tokenizer", "prepare", "quantize", "plan", "train", "merge"),
     *("imatrix", "export", "register", "chat", "evaluate", "run", "runs", "demo"),
 )
 

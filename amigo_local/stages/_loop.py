@@ -14,8 +14,9 @@ from amigo_local.domain.model_ref import ModelRef, parse_model_ref
 from amigo_local.domain.recipe import Recipe
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, RecipeRequest, StageContext, Step
-from amigo_local.stages._models import ResolvedModel, checkpoint_shape, resolve
+from amigo_local.stages._models import ResolvedModel, resolve, run_artifacts
 from amigo_local.stages._serving import reachable
+from amigo_local.stages._shapes import checkpoint_shape
 
 LAST = "evaluate"
 
@@ -48,7 +49,10 @@ def say_what_is_there(report: Artifact, context: StageContext) -> None:
 
 
 def loop(request: RecipeRequest, context: StageContext) -> Chain:
-    """pull → unpack → prepare → train → export → register → evaluate.
+    """pull → tokenizer → prepare → quantize → train → export → register → evaluate.
+
+    No copy of the weights is made but the NF4 store that training reads; a recipe without quantization trains on an
+    unpacked checkpoint instead.
 
     Only artifacts' paths and digests pass from step to step, so that `plan` can walk the same story
     with what isn't made yet.
@@ -59,29 +63,38 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     from amigo_local.stages.imatrix import ImatrixParams
     from amigo_local.stages.prepare import PrepareParams
     from amigo_local.stages.pull import PullParams
+    from amigo_local.stages.quantize import QuantizeParams
     from amigo_local.stages.register import RegisterParams
+    from amigo_local.stages.tokenizer import TokenizerParams
     from amigo_local.stages.train import TrainParams
     from amigo_local.stages.unpack import UnpackParams
 
     recipe = load_recipe(request.recipe, request.overrides).recipe
+    _check_sources(recipe)
     ref = source_ref(request, recipe)
     if ref.kind == "ollama" and (server := reachable(context.settings)) and not server.has(ref.value):
         yield Step("pull", PullParams(tag=ref.value))
     source = resolve(str(ref), context)
     source.need_gguf("the loop")
 
+    checkpoint, shape = None, source.shape()
     if recipe.model.base:
-        checkpoint_path, shape = _given_base(recipe.model.base, source, context)
-    else:
-        checkpoint = yield Step("unpack", UnpackParams(ref=str(ref), dtype=recipe.model.dtype))
-        checkpoint_path, shape = checkpoint.path, source.shape()
-    dataset = yield Step("prepare", PrepareParams(checkpoint=checkpoint_path, data=recipe.data))
+        checkpoint, shape = _given_base(recipe.model.base, source, context)
+    elif recipe.train.quantization == "none":
+        checkpoint = (yield Step("unpack", UnpackParams(ref=str(ref), dtype=recipe.model.dtype))).path
+    tokenizer = checkpoint or (yield Step("tokenizer", TokenizerParams(ref=str(ref)))).path
+    dataset = yield Step("prepare", PrepareParams(checkpoint=tokenizer, data=recipe.data))
+    frozen = checkpoint
+    if recipe.train.quantization == "nf4":
+        frozen = (yield Step("quantize", QuantizeParams(ref=checkpoint or str(ref)))).path
+    assert frozen is not None  # an unquantized base is a checkpoint
     adapter = yield Step(
         "train",
         TrainParams(
-            checkpoint=checkpoint_path,
+            base=frozen,
             dataset=dataset.path,
-            train=recipe.train,
+            start_adapter=start_adapter(recipe.train.adapter, context),
+            train=msgspec.structs.replace(recipe.train, adapter=None),
             max_length_tokens=recipe.data.max_length_tokens,
             shape=shape,
         ),
@@ -96,7 +109,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             base=str(ref),
             adapter=adapter.path,
             quant=recipe.export.quant,
-            checkpoint=checkpoint_path,
+            checkpoint=checkpoint,
             dataset=dataset.path,
             from_checkpoint=bool(recipe.model.base),  # the adapter was trained on it
             imatrix=imatrix,
@@ -115,11 +128,21 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             places={
                 "adapter": adapter.path,
                 "training data": dataset.path,
-                "unpacked base": checkpoint_path,
+                "frozen base": frozen,
                 "Modelfile": str(Path(registered.path) / "Modelfile"),
             },
         ),
     )
+
+
+def _check_sources(recipe: Recipe) -> None:
+    wanted = recipe.train.method == "dpo"
+    if any(source.preferences != wanted for source in recipe.data.sources):
+        found, needed = ("single answers", "chosen and rejected") if wanted else ("pairs of answers", "completion")
+        raise InputError(
+            f"train.method is {recipe.train.method}, and data.sources gives {found}",
+            f"give each source the columns of {needed}, or change train.method",
+        )
 
 
 def source_ref(request: RecipeRequest, recipe: Recipe) -> ModelRef:
@@ -128,6 +151,22 @@ def source_ref(request: RecipeRequest, recipe: Recipe) -> ModelRef:
     if not text:
         raise InputError(f"the recipe {recipe.name} names no model", "add model.source to it, or give --model REF")
     return parse_model_ref(text)
+
+
+def start_adapter(text: str | None, context: StageContext) -> str | None:
+    """Directory of the adapter that `train.adapter` names: a folder, or the newest of `run:ID`."""
+    if text is None:
+        return None
+    if text.startswith("run:"):
+        run_id = text.removeprefix("run:")
+        made = [a.path for a in run_artifacts(context.workspace, run_id) if a.kind == "adapter"]
+        if not made:
+            raise InputError(f"train.adapter: run {run_id} has trained no adapter", f"amigo-local runs show {run_id}")
+        return made[-1]
+    path = Path(text).expanduser().absolute()
+    if not (path / "adapter_config.json").is_file():
+        raise InputError(f"train.adapter: {path} holds no adapter_config.json", "give an adapter's directory or run:ID")
+    return str(path)
 
 
 def refined_tag(recipe: Recipe, source: ResolvedModel) -> str:

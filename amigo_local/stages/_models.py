@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.model_ref import ModelRef, parse_model_ref
@@ -17,6 +15,7 @@ from amigo_local.engine.fingerprint import digest_of_parts
 from amigo_local.engine.journal import JOURNAL_NAME, read_journal
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages._serving import library, ollama_server, reachable
+from amigo_local.stages._shapes import checkpoint_shape, config_shape
 
 if TYPE_CHECKING:
     from amigo_local.domain.modelfile import Modelfile
@@ -24,13 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """`gguf` or `checkpoint` is set; `tag` too when a server or our library serves it by that name."""
+    """`gguf`, `checkpoint` or `config` is set; `tag` too when a server or our library serves it by that name."""
 
     ref: ModelRef
     digest: str
     """Of the weights: the GGUF, or the checkpoint directory."""
     gguf: Path | None = None
     checkpoint: Path | None = None
+    config: Path | None = None
+    """A config.json alone: dimensions to plan with, no weights."""
     tag: str | None = None
     definition: Modelfile | None = None
     unreadable: InputError | None = None
@@ -42,14 +43,21 @@ class ResolvedModel:
         """The GGUF or the checkpoint directory. Raises InputError when they can't be read here."""
         if self.unreadable:
             raise self.unreadable
-        path = self.gguf or self.checkpoint
+        path = self.gguf or self.checkpoint or self._missing_gguf()
         assert path is not None
         return path
+
+    def _missing_gguf(self) -> Path | None:
+        """Where a plan from a config.json alone says the weights would be; whoever reads them is told that they
+        aren't there."""
+        return self.config.with_suffix(".gguf") if self.config else None
 
     def need_gguf(self, why: str) -> Path:
         """The GGUF. Raises InputError saying what it is needed for when there is only a checkpoint."""
         if self.unreadable:
             raise self.unreadable
+        if self.config:
+            return self.files
         if self.gguf is None:
             raise InputError(f"{self.ref} is a checkpoint; {why} needs a GGUF", "give the Ollama tag or the .gguf file")
         return self.gguf
@@ -60,7 +68,16 @@ class ResolvedModel:
             from amigo_local.weights.gguf_header import model_shape, read_header
 
             return model_shape(read_header(self.gguf))
-        return checkpoint_shape(self.files)
+        return config_shape(self.config) if self.config else checkpoint_shape(self.files)
+
+    def table_type(self) -> str:
+        """ggml type of the embedding, as it stays on the host in training; Q6_K where only a config is known, as in
+        Ollama's Q4_K_M models."""
+        if self.gguf:
+            from amigo_local.weights.gguf_header import read_header
+
+            return read_header(self.gguf).tensor("token_embd.weight").type_name
+        return "Q6_K" if self.config else "BF16"
 
 
 def resolve(text: str, context: StageContext) -> ResolvedModel:
@@ -110,6 +127,8 @@ def _gguf(ref: ModelRef, context: StageContext) -> ResolvedModel:
     path = Path(ref.value)
     if not path.is_file():
         raise InputError(f"there is no file {path}", "give the path of a GGUF file, or an Ollama tag")
+    if path.suffix == ".json":
+        return ResolvedModel(ref, "sha256:no-weights", config=path)
     from amigo_local.weights.gguf_header import read_header
 
     header = read_header(path)  # refuses what is no GGUF before gigabytes are hashed
@@ -173,27 +192,3 @@ def newest_run_with(workspace: Workspace, kind: str) -> tuple[str, list[Artifact
         if any(artifact.kind == kind for artifact in found):
             return journal.parent.name, found
     raise InputError(f"no run in {workspace.root} has made a {kind} yet", "amigo-local run RECIPE, or give --run ID")
-
-
-def checkpoint_shape(directory: Path) -> ModelShape:
-    """Dimensions from a transformers config.json; a multimodal one's `text_config` counts."""
-    try:
-        config = msgspec.json.decode((directory / "config.json").read_bytes(), type=dict)
-        config = config.get("text_config", config)
-        heads = int(config["num_attention_heads"])
-        return ModelShape(
-            architecture=str(config["model_type"]),
-            hidden_size=int(config["hidden_size"]),
-            intermediate_size=int(config["intermediate_size"]),
-            layers=int(config["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-            vocabulary=int(config["vocab_size"]),
-            context_length=int(config.get("max_position_embeddings", 0)),
-            tied_embeddings=bool(config.get("tie_word_embeddings", config["model_type"].startswith("gemma"))),
-        )
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{directory}/config.json can't be read: {error!r}", "a decoder-only checkpoint is expected"
-        ) from error

@@ -36,7 +36,8 @@ class DoctorParams(Params, frozen=True, kw_only=True):
 
 
 def run(params: DoctorParams, context: StageContext) -> StageResult:
-    problems = _machine(context) + _home(context) + _ollama(context) + _packages(context) + _sandbox(context)
+    problems = _machine(context) + _home(context) + _ollama(context) + _packages(context)
+    problems += _card(context) + _sandbox(context)
     _what_fits(context)
     if problems:
         context.note(f"{problems} thing{'s' if problems > 1 else ''} to mend, each with its fix above", "warning")
@@ -137,13 +138,24 @@ def _packages(context: StageContext) -> int:
             fix = f"pip install -c constraints.txt 'amigo-local[{extra}]'"
             context.note(f"{purpose}: {', '.join(missing)} not installed", "problem", fix)
             count += 1
-    torch = {str(name): str(version) for name, version, _ in rows}.get("torch", "")
-    if context.machine.gpu_name and torch.endswith("+cpu"):
-        fix = "pip install --force-reinstall torch==2.13.0, from an index with CUDA builds"
-        context.note(f"there is a GPU, but torch {torch} is a build without CUDA", "problem", fix)
-        count += 1
     context.emit(Table("Packages", (Column("package"), Column("version"), Column("for")), tuple(rows)))
     return count
+
+
+def _card(context: StageContext) -> int:
+    """Whether the card and the libraries go together. Imports torch, where there is a card to ask it about."""
+    from importlib.util import find_spec
+
+    from amigo_local.stages._gpu_handoff import read_nvidia_smi
+
+    if read_nvidia_smi() is None or find_spec("torch") is None or find_spec("bitsandbytes") is None:
+        return 0
+    from amigo_local.training.device import card_problems, installed_libraries, visible_card
+
+    notes = card_problems(context.machine.gpu_name, installed_libraries(), visible_card())
+    for note in notes:
+        context.emit(note)
+    return len(notes)
 
 
 def _sandbox(context: StageContext) -> int:

@@ -71,19 +71,19 @@ def steps(params: ExportRequest, context: StageContext) -> Chain:
     if base is None:
         found = _artifacts_of_run(params, context)
         trained = next((a for a in reversed(found) if a.kind == "adapter"), None)
-        unpacked = next((a for a in reversed(found) if a.stage == "unpack"), None)
+        source = next((a for a in reversed(found) if a.stage in ("unpack", "tokenizer")), None)
         if trained is None:
             raise InputError(f"run {params.run} has trained no adapter", "give a run that has, or --base and --adapter")
-        if unpacked is None:
+        if source is None:
             raise InputError(
                 "this run was trained on a checkpoint of its own (model.base)",
                 f"amigo-local export --base CHECKPOINT --like REF --adapter {trained.path}",
             )
-        base, adapter = str(unpacked.params["ref"]), trained.path
-        # What `runs clean` has taken: the proof reads the GGUF instead, and other texts.
-        checkpoint = unpacked.path if Path(unpacked.path).is_dir() else None
+        base, adapter = str(source.params["ref"]), trained.path
+        # Where there is no unpacked checkpoint, or `runs clean` has taken it, the proof reads the GGUF itself.
+        checkpoint = source.path if source.kind == "checkpoint" and Path(source.path).is_dir() else None
         dataset = next((a.path for a in reversed(found) if a.kind == "dataset" and Path(a.path).is_dir()), None)
-        if resolve(base, context).digest != unpacked.sources["model"]:
+        if resolve(base, context).digest != source.sources["model"]:
             raise InputError(f"{base} is no longer the model that this run was trained on", "give --base and --adapter")
     elif (given := resolve(base, context)).checkpoint is not None:
         if params.like is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +11,26 @@ import msgspec
 
 from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.errors import InputError
-from amigo_local.domain.events import Column, Table
+from amigo_local.domain.events import Column, PlanMade, Table
+from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.plan import Needs, Plan, PlannedStage
-from amigo_local.domain.units import format_size
+from amigo_local.domain.recipe import Recipe
+from amigo_local.domain.units import format_size, parse_size
 from amigo_local.engine.contract import RecipeRequest, Stage, StageContext, StageResult, Step, option
 from amigo_local.engine.fingerprint import fingerprint
-from amigo_local.stages._loop import loop
+from amigo_local.stages._loop import loop, source_ref
+from amigo_local.stages._models import ResolvedModel, resolve
+from amigo_local.stages._predictions import predicted_needs
+from amigo_local.stages._shapes import shape_file
+
+PAIRS_OF_A_SOURCE = 4000  # where a source sets no limit, as prepare counts them
 
 
 class PlanParams(RecipeRequest, frozen=True, kw_only=True):
+    model: Annotated[
+        str | None,
+        option("REF of the model; a config.json or the name of a shipped shape (gemma-3-12b) is enough."),
+    ] = None
     vram: Annotated[str | None, option("Plan for a card with so much, such as 6GiB.")] = None
     ram: Annotated[str | None, option("Plan for so much memory, such as 16GiB.")] = None
 
@@ -31,21 +44,31 @@ _COLUMNS = (
     Column("time", "seconds"),
     Column("what"),
 )
+_LEVERS = (
+    Column("lever"),
+    Column("chosen"),
+    Column("instead of"),
+    Column("saves VRAM", "bytes"),
+    Column("saves RAM", "bytes"),
+    Column("saves a step", "seconds"),
+)
 
 
 def run(params: PlanParams, context: StageContext) -> StageResult:
-    plan, refusal = make_plan(params, _budgeted(params, context))
-    rows = tuple(_row(stage) for stage in plan.stages)
-    context.emit(Table(f"Plan of {plan.recipe}", _COLUMNS, rows))
+    context = _budgeted(params, context)
+    plan, refusal = make_plan(params, context)
+    context.emit(Table(f"Plan of {plan.recipe}", _COLUMNS, tuple(_row(stage) for stage in plan.stages)))
+    if plan.memory:
+        context.emit(Table("Levers of training", _LEVERS, _lever_rows(plan.memory)))
+    context.emit(PlanMade(plan))
     open_stages = [stage for stage in plan.stages if stage.status == "to do"]
-    seconds = [stage.needs.seconds for stage in open_stages if stage.needs.seconds]
     figures: dict[str, Figure] = {
         "stages": len(plan.stages),
         "done": len(plan.stages) - len(open_stages),
         "peak_vram_bytes": max((stage.needs.vram_bytes for stage in plan.stages), default=0),
         "peak_ram_bytes": max((stage.needs.ram_bytes for stage in plan.stages), default=0),
         "disk_bytes": sum(stage.needs.disk_bytes for stage in open_stages),
-        "seconds": sum(seconds),
+        "seconds": sum(stage.needs.seconds for stage in open_stages if stage.needs.seconds),
     }
     if refusal:
         raise refusal
@@ -63,19 +86,12 @@ def run(params: PlanParams, context: StageContext) -> StageResult:
 
 def _budgeted(params: PlanParams, context: StageContext) -> StageContext:
     """The context as it would be on the machine that is planned for."""
-    from dataclasses import replace
-
-    from amigo_local.engine.machine import measure_machine
-
-    budget = msgspec.structs.replace(
-        context.settings.machine,
-        vram=params.vram or context.settings.machine.vram,
-        ram=params.ram or context.settings.machine.ram,
-    )
-    machine = measure_machine(context.workspace.root, budget)
-    if params.ram:  # a planned machine has what it is given, whatever this one has
-        from amigo_local.domain.units import parse_size
-
+    machine = context.machine
+    if params.vram:  # a planned machine has what it is given, whatever this one has
+        size = parse_size(params.vram)
+        name = machine.gpu_name or "planned GPU"
+        machine = msgspec.structs.replace(machine, gpu_name=name, vram_total_bytes=size, vram_free_bytes=size)
+    if params.ram:
         size = parse_size(params.ram)
         machine = msgspec.structs.replace(machine, ram_total_bytes=size, ram_available_bytes=size)
     return replace(context, machine=machine)
@@ -83,10 +99,16 @@ def _budgeted(params: PlanParams, context: StageContext) -> StageContext:
 
 def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, InputError | None]:
     """Walks the loop without running it. The error is what would stop it, when something would."""
+    from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages import load_stage
 
+    if request.model and (config := shape_file(request.model)):
+        request = msgspec.structs.replace(request, model=str(config))
+    recipe = load_recipe(request.recipe, request.overrides).recipe
     planned: list[PlannedStage] = []
     refusal: InputError | None = None
+    memory: MemoryPlan | None = None
+    source: ResolvedModel | None = None
     chain, artifact = loop(request, context), None
     while True:
         try:
@@ -98,14 +120,13 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
             planned.append(PlannedStage(stage=stage.name, summary=stage.summary, status="to do", needs=Needs()))
             context.note("what follows can be planned once the tag is there", fix=f"amigo-local {stage.name} …")
             break
+        source = source or resolve(str(source_ref(request, recipe)), context)
         done = _committed(stage, step, context)
         needs = Needs()
-        if done is None and stage.needs:
-            try:
-                needs = stage.needs(step.params, context)
-            except InputError as error:
-                # What isn't made yet can't be read; only a machine that is too small refuses a plan.
-                refusal = refusal or (error if stage.name == "train" else None)
+        if done is None and stage.name == "train":
+            memory, needs, refusal = _training(source, recipe, context)
+        elif done is None:
+            needs = _needs(stage, step, source, context)
         planned.append(
             PlannedStage(
                 stage=stage.name,
@@ -120,10 +141,37 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
         recipe=request.recipe,
         model=request.model or "",
         stages=tuple(planned),
+        memory=memory,
         binding=refusal.message if refusal else None,
         nearest=refusal.hint if refusal else None,
     )
     return plan, refusal
+
+
+def _needs(stage: Stage, step: Step, source: ResolvedModel, context: StageContext) -> Needs:
+    """The stage's own word; what isn't made yet can't be read, so else what the model's dimensions say."""
+    predicted = predicted_needs(stage.name, step.params, source.shape()) if source.config else None
+    if predicted is None and stage.needs:
+        with contextlib.suppress(InputError, OSError):
+            return stage.needs(step.params, context)
+    return predicted or Needs()
+
+
+def _training(
+    source: ResolvedModel, recipe: Recipe, context: StageContext
+) -> tuple[MemoryPlan, Needs, InputError | None]:
+    """The plan that fits, or the smallest one and why it doesn't."""
+    from amigo_local.training.memory_formula import Job
+    from amigo_local.training.memory_plan import fitted, needs
+    from amigo_local.training.memory_refusal import refusal
+
+    length = recipe.data.max_length_tokens
+    job = Job(source.shape(), recipe.train, length, source.table_type())
+    fit = fitted(job, context.machine)
+    pairs = sum(entry.limit or PAIRS_OF_A_SOURCE for entry in recipe.data.sources)
+    trained = int(pairs * (1 - recipe.data.held_out_fraction))
+    error = refusal(job, context.machine, fit) if fit.lacking else None
+    return fit.plan, needs(fit.plan, recipe.train, samples=trained), error
 
 
 def _committed(stage: Stage, step: Step, context: StageContext) -> Artifact | None:
@@ -150,6 +198,20 @@ def _row(stage: PlannedStage) -> tuple[Figure, ...]:
     needs = stage.needs
     shown = (needs.vram_bytes or None, needs.ram_bytes or None, needs.disk_bytes or None, needs.seconds)
     return (stage.stage, stage.status, *shown, stage.artifact_path or stage.summary)
+
+
+def _lever_rows(memory: MemoryPlan) -> tuple[tuple[Figure, ...], ...]:
+    return tuple(
+        (
+            lever.name,
+            lever.chosen,
+            lever.other,
+            lever.vram_saved_bytes or None,
+            lever.ram_saved_bytes or None,
+            lever.seconds_saved if abs(lever.seconds_saved) >= 0.05 else None,
+        )
+        for lever in memory.levers
+    )
 
 
 STAGE = Stage(

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
+
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.machine import Machine
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult
+from amigo_local.engine.machine import measure_machine
+from amigo_local.stages._gpu_handoff import hand_over_gpu, read_nvidia_smi
 from amigo_local.stages._loop import chain_until
 from amigo_local.stages._serving import reachable
 
+if TYPE_CHECKING:
+    from amigo_local.domain.memory_plan import MemoryPlan
+    from amigo_local.training.frozen_base import FrozenBase
+    from amigo_local.training.memory_formula import Calibration
+
+
+class _SetFigures(msgspec.Struct):
+    train_samples: int
+    train_tokens: int
+
+
+class _Stats(msgspec.Struct):
+    """The part of `prepare`'s stats.json that says how long training takes."""
+
+    figures: _SetFigures
+
 
 class TrainParams(Params, frozen=True, kw_only=True):
-    checkpoint: str
+    base: str
+    """NF4 store, or a checkpoint where train.quantization is none."""
     dataset: str
+    start_adapter: str | None = None
+    """Directory of the adapter to go on from."""
     train: TrainSettings
     max_length_tokens: int
     shape: ModelShape
@@ -22,38 +49,114 @@ class TrainParams(Params, frozen=True, kw_only=True):
 
 def inputs(params: TrainParams, context: StageContext) -> dict[str, str]:
     digest = context.workspace.digests.digest
-    return {"checkpoint": digest(Path(params.checkpoint)), "dataset": digest(Path(params.dataset))}
+    found = {"base": digest(Path(params.base)), "dataset": digest(Path(params.dataset))}
+    if params.start_adapter:
+        found["start_adapter"] = digest(Path(params.start_adapter))
+    return found
 
 
 def needs(params: TrainParams, context: StageContext) -> Needs:
-    from amigo_local.training.memory import check_fits, estimate_training
+    from amigo_local.training import memory_plan
 
-    asked = (params.shape, params.train, params.max_length_tokens, context.machine)
-    check_fits(*asked)
-    return estimate_training(*asked)[0]
+    plan = choose_plan(params, _with_ollamas_share(context))
+    samples, mean_length = _measured_set(Path(params.dataset))
+    return memory_plan.needs(plan, params.train, samples=samples, mean_length_tokens=mean_length)
+
+
+def choose_plan(params: TrainParams, machine: Machine, calibration: Calibration | None = None) -> MemoryPlan:
+    """Raises InputError when nothing fits, with what binds and the nearest change that would."""
+    from amigo_local.training import memory_plan
+    from amigo_local.training.memory_formula import ASSUMED
+
+    return memory_plan.choose_plan(
+        params.shape,
+        params.train,
+        params.max_length_tokens,
+        machine,
+        table_type=_table_type(params),
+        calibration=calibration or ASSUMED,
+    )
 
 
 def run(params: TrainParams, context: StageContext) -> StageResult:
-    from amigo_local.training.memory import estimate_training
     from amigo_local.training.process import prepare_process
 
-    _, batching = estimate_training(params.shape, params.train, params.max_length_tokens, context.machine)
     prepare_process()
-    if context.machine.vram_total_bytes and (server := reachable(context.settings)):
-        server.unload_all(context.emit)  # the card is wanted whole
+    on_card = context.machine.gpu_name is not None
+    if on_card:
+        hand_over_gpu(reachable(context.settings), context.emit, read_gpu=read_nvidia_smi)
+        context = replace(context, machine=measure_machine(context.workspace.root, context.settings.machine))
+    from amigo_local.training.device import check_card
+    from amigo_local.training.dpo import train_dpo
+    from amigo_local.training.memory_formula import layer_bytes
+    from amigo_local.training.probe import Probing
     from amigo_local.training.sft import train_sft
 
-    base_name = context.workspace.digests.digest(Path(params.checkpoint))
-    figures = train_sft(
+    check_card(context.emit, context.machine.gpu_name)
+    method = train_dpo if params.train.method == "dpo" else train_sft
+    figures = method(
         params.train,
-        batching,
-        Path(params.checkpoint),
+        choose_plan(params, context.machine),
+        _base(params, context),
         Path(params.dataset),
         context.build_dir(),
         context.emit,
-        base_name=base_name,
+        start_adapter=Path(params.start_adapter) if params.start_adapter else None,
+        probing=Probing(
+            replan=lambda measured: choose_plan(params, context.machine, measured),
+            layer_bytes=layer_bytes(params.shape) if on_card and params.train.quantization == "nf4" else 0,
+            vram_free_bytes=context.machine.vram_free_bytes,
+        ),
+        trackers_dir=context.workspace.runs_dir / context.run_id / "trackers",
     )
     return StageResult(figures)
+
+
+def _base(params: TrainParams, context: StageContext) -> FrozenBase:
+    base = Path(params.base)
+    if params.train.quantization == "none":
+        from amigo_local.training.frozen_base import base_from_checkpoint
+
+        return base_from_checkpoint(base, params.train, context.workspace.digests.digest(base))
+    from amigo_local.training.nf4_index import read_index
+    from amigo_local.training.streamed_base import base_from_store
+
+    # An adapter belongs to the model, whatever store it was trained on.
+    return base_from_store(base, name=read_index(base).source_digest)
+
+
+def _table_type(params: TrainParams) -> str:
+    """ggml's name of the type that the embedding waits in on the host."""
+    from amigo_local.training.memory_plan import DEFAULT_TABLE_TYPE
+    from amigo_local.training.nf4_index import read_index
+
+    if params.train.quantization == "none":
+        return "BF16"
+    try:
+        return read_index(Path(params.base)).tables[-1].type_name
+    except InputError:
+        return DEFAULT_TABLE_TYPE  # not made yet
+
+
+def _measured_set(dataset: Path) -> tuple[int | None, float | None]:
+    """(rows, mean tokens) of a set that `prepare` has made; (None, None) of one that it hasn't yet."""
+    try:
+        figures = msgspec.json.decode((dataset / "stats.json").read_bytes(), type=_Stats).figures
+    except (OSError, msgspec.MsgspecError):
+        return None, None
+    return figures.train_samples, figures.train_tokens / max(1, figures.train_samples)
+
+
+def _with_ollamas_share(context: StageContext) -> Machine:
+    """The machine as it will be once Ollama has let go of the card."""
+    machine = context.machine
+    if machine.gpu_name is None or machine.vram_free_bytes is None or machine.vram_total_bytes is None:
+        return machine
+    server = reachable(context.settings)
+    held = sum(model.vram_bytes for model in server.loaded()) if server else 0
+    return msgspec.structs.replace(
+        machine, vram_free_bytes=min(machine.vram_total_bytes, machine.vram_free_bytes + held)
+    )
 
 
 STAGE = Stage(
@@ -64,6 +167,7 @@ STAGE = Stage(
     chain_until("train"),
     RecipeRequest,
     produces="adapter",
+    version=2,
     resumable=True,
     inputs=inputs,
     needs=needs,

@@ -77,6 +77,8 @@ def lora_config(settings: LoraSettings) -> Any:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",

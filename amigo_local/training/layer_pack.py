@@ -58,8 +58,14 @@ def bind(layer: nn.Module, pack: LayerPack, buffer: torch.Tensor) -> None:
 
     Nothing about a module may change afterwards: MatMul4Bit keeps the weight in `ctx.tensors`, outside
     save_for_backward, so that what a backward pass reads is whatever the bound bytes hold by then.
+
+    Raises ValueError when pack and layer aren't of the same linears.
     """
     modules = dict(linears_4bit(layer))
+    packed = {(tensor.module, tensor.part) for tensor in pack.tensors}
+    if packed != {(name, part) for name in modules for part in PART_DTYPES}:
+        names = ", ".join(sorted({name for name, _ in packed}))
+        raise ValueError(f"a pack of {names} for a layer of {', '.join(sorted(modules))}")
     for tensor in pack.tensors:
         module = modules[tensor.module]
         part = buffer[tensor.offset : tensor.offset + tensor.nbytes]
@@ -72,7 +78,10 @@ def bind(layer: nn.Module, pack: LayerPack, buffer: torch.Tensor) -> None:
         else:
             state.state2.absmax = view
     for module in modules.values():
-        module.quant_state = module.weight.quant_state
+        state = module.quant_state = module.weight.quant_state
+        # What isn't in the pack is the same for all layers, or one number: the code books, and absmax's mean.
+        state.code, state.offset = state.code.to(buffer.device), state.offset.to(buffer.device)
+        state.state2.code = state.state2.code.to(buffer.device)
         # bitsandbytes would repack the weight in place at the first eval forward on CPUs with AVX512-BF16, and
         # gradients through it would be wrong from then on.
         module.support_avx512bf16_for_cpu = False
@@ -87,6 +96,8 @@ def pack_layer(layer: nn.Module) -> LayerPack:
         state = module.weight.quant_state
         if getattr(state, "packing_format_for_cpu", False):
             raise ValueError(f"{name} was repacked for inference on a CPU; its NF4 layout is gone")
+        if not state.nested:
+            raise ValueError(f"{name} isn't double-quantized")
         parts: tuple[tuple[Part, torch.Tensor], ...] = (
             ("packed", module.weight.data),
             ("absmax", state.absmax),

@@ -1,15 +1,15 @@
-"""The training rows, and the order in which they are trained on."""
+"""One sample, and the order in which samples are trained on."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from amigo_local.domain.errors import InputError
 from amigo_local.domain.recipe import TrainSettings
 
 IGNORED_LABEL = -100  # torch.nn.CrossEntropyLoss's ignore_index, and what TRL's collator pads labels with
@@ -34,66 +34,20 @@ class Sample(msgspec.Struct, frozen=True):
         return [IGNORED_LABEL] * start + self.input_ids[start:]
 
 
-def training_file(dataset_dir: Path) -> Path:
-    return dataset_dir / "train.jsonl"
-
-
-def read_samples(dataset_dir: Path, vocabulary: int) -> list[Sample]:
-    """Raises InputError, naming file and line, for anything that can't be trained on."""
-    path = training_file(dataset_dir)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file", "make the training set first: amigo-local prepare RECIPE")
-    decoder = msgspec.json.Decoder(Sample)
-    samples = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                sample = decoder.decode(line)
-            except msgspec.DecodeError as error:
-                raise InputError(f"{path}:{number}: {error}", _AGAIN) from error
-            _check(sample, vocabulary, f"{path}:{number}")
-            samples.append(sample)
-    if not samples:
-        raise InputError(f"{path} holds no rows", "give the recipe's data.sources something to find")
-    return samples
-
-
-_AGAIN = "make the training set again: amigo-local prepare RECIPE"
-
-
-def _check(sample: Sample, vocabulary: int, where: str) -> None:
-    length = len(sample.input_ids)
-    # A completion at index 0 has no token before it to be predicted from.
-    if not 1 <= sample.completion_start < length:
-        raise InputError(
-            f"{where}: completion_start is {sample.completion_start}, expected 1 to {length - 1} for {length} tokens",
-            _AGAIN,
-        )
-    lowest, highest = min(sample.input_ids), max(sample.input_ids)
-    if lowest < 0 or highest >= vocabulary:
-        wrong = lowest if lowest < 0 else highest
-        raise InputError(
-            f"{where}: token id {wrong} is outside the base's vocabulary of {vocabulary}",
-            f"the set was rendered for another base; {_AGAIN}",
-        )
-
-
 def total_steps(count: int, settings: TrainSettings) -> int:
     """Optimizer steps for `count` samples."""
     steps = math.ceil(settings.epochs * count / settings.effective_batch)
     return max(1, min(steps, settings.max_steps or steps))
 
 
-def training_order(lengths: list[int], settings: TrainSettings) -> list[int]:
+def training_order(lengths: Sequence[int], settings: TrainSettings) -> list[int]:
     """Indices of every sample of the whole run, step after step.
 
     Each epoch is a permutation drawn from the seed; epochs run on without a gap. The order is a pure
     function of its arguments, so that the number of finished steps *is* the sampler's position.
-    Within one effective batch the longest samples come first: micro-batches hold samples of like
-    length (little padding), and a batch that doesn't fit fails at once. What a step trains on, and
-    its gradient (normalised by the step's completion tokens), don't depend on the micro-batch.
+    Within one effective batch the longest samples come first, so that a step that doesn't fit fails at once.
+    What a step trains on, and its gradient (normalised by the step's completion tokens), don't depend on
+    how it is split into micro-batches.
     """
     batch = settings.effective_batch
     wanted = total_steps(len(lengths), settings) * batch

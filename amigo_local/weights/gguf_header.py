@@ -261,6 +261,8 @@ def model_shape(header: GgufHeader) -> ModelShape:
     """The dimensions of a decoder-only transformer. Raises InputError naming the key that is missing or absurd."""
     embedding = header.tensor("token_embd.weight")
     heads, hidden = header.count("attention.head_count"), header.count("embedding_length")
+    names = header.tensor_names
+    window, sliding_layers = _sliding(header)
     return ModelShape(
         architecture=header.architecture,
         hidden_size=hidden,
@@ -271,5 +273,25 @@ def model_shape(header: GgufHeader) -> ModelShape:
         head_dim=header.count("attention.key_length", hidden // heads),
         vocabulary=embedding.dimensions[-1],
         context_length=header.count("context_length"),
-        tied_embeddings="output.weight" not in header.tensor_names,
+        tied_embeddings="output.weight" not in names,
+        sliding_window=window,
+        sliding_layers=sliding_layers,
+        qk_norms="blk.0.attn_q_norm.weight" in names,
+        post_norms="blk.0.post_ffw_norm.weight" in names,
+        attention_bias="blk.0.attn_q.bias" in names,
     )
+
+
+def _sliding(header: GgufHeader) -> tuple[int | None, int]:
+    """(window, how many layers have it): a list or a period, else llama.cpp's own period of the family
+    (llama_hparams::set_swa_pattern: all but the last layer of each period); others slide in every layer."""
+    window, layers = header.count("attention.sliding_window", 0, least=0), header.layers
+    if window == 0:
+        return None, 0
+    key = "attention.sliding_window_pattern"
+    period = header.of_architecture(key, {"gemma2": 2, "gemma3": 6}.get(header.architecture, 0))
+    if type(period) is int:
+        sliding = layers - layers // period if period > 0 else layers
+    else:
+        sliding = sum(1 for flag in header.array(f"{header.architecture}.{key}") if flag)
+    return (window, min(sliding, layers)) if sliding else (None, 0)

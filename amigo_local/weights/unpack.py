@@ -25,14 +25,14 @@ from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile, largest_f
 from amigo_local.weights.tokenizer import write_tokenizer
 
 _ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
-_TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three times that
+TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three times that
 
 
 def unpack_disk_needed(header: GgufHeader, dtype: Dtype | None) -> int:
     """Bytes that `unpack` writes, at most; where llama.cpp can't load the file as it is, the check writes a copy."""
     mapped, _ = map_tensors(header, architecture_of(header))
     weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype or advised_dtype(header)]
-    return weights + _TOKENIZER_BYTES + copy_bytes(header)
+    return weights + TOKENIZER_BYTES + copy_bytes(header)
 
 
 def advised_dtype(header: GgufHeader) -> Dtype:
@@ -82,15 +82,32 @@ def unpack(
         return _write(header, out_dir, "bf16", emit, shard_bytes, allow_nonfinite)
 
 
+def write_config(header: GgufHeader, out_dir: Path, dtype: Dtype) -> None:
+    """The config.json of a normalized header. None is written too: what is left out, transformers fills with defaults
+    of its own."""
+    _write_json(out_dir / "config.json", architecture_of(header).config(header) | {"dtype": TORCH_DTYPES[dtype]})
+
+
+def unpack_tokenizer(gguf_path: Path, out_dir: Path) -> dict[str, Figure]:
+    """What a checkpoint directory holds besides weights: config, tokenizer, chat template, generation config.
+
+    Enough to render and count tokens. Raises InputError for an architecture or tokenizer that isn't supported.
+    """
+    stored = read_header(gguf_path)
+    header = architecture_of(stored).normalize(stored)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with disk_full_is_an_error(out_dir.parent, TOKENIZER_BYTES):
+        write_config(header, out_dir, advised_dtype(header))
+        _write_json(out_dir / "generation_config.json", generation_config(header, write_tokenizer(header, out_dir)))
+    return {"vocabulary": header.length("tokenizer.ggml.tokens")}
+
+
 def _write(
     header: GgufHeader, out_dir: Path, dtype: Dtype, emit: Emit, shard_bytes: int, allow_nonfinite: bool
 ) -> dict[str, Figure]:
-    family = architecture_of(header)
-    mapped, skipped = map_tensors(header, family)
-    config = family.config(header) | {"dtype": TORCH_DTYPES[dtype]}
+    mapped, skipped = map_tensors(header, architecture_of(header))
     out_dir.mkdir(parents=True, exist_ok=True)
-    # None is written too: what is left out, transformers fills with defaults of its own.
-    _write_json(out_dir / "config.json", config)
+    write_config(header, out_dir, dtype)
     if skipped:
         emit(Note(f"{len(skipped)} tensors of the vision tower stay in the GGUF: the checkpoint is the language model"))
 

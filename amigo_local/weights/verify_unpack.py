@@ -26,6 +26,19 @@ MEAN_KL_LIMIT = 0.05
 MAX_KL_LIMIT = 1.0
 
 
+def check_tokenizer(gguf_path: Path, tokenizer_dir: Path, texts: Sequence[str], emit: Emit) -> dict[str, Figure]:
+    """The token part of `check_unpacked`, of a directory without weights."""
+    header = read_header(gguf_path)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    with (
+        loadable(header, tokenizer_dir.parent, vocabulary_only=True) as path,
+        LlamaCppModel(path, vocabulary_only=True) as served,
+    ):
+        emit(Progress("comparing tokens", 0, len(texts), "texts"))
+        figures = check_tokens(tokenizer, served, texts, tokenizer_dir)
+        return figures | check_chats(tokenizer, header, served, tokenizer_dir)
+
+
 def check_unpacked(
     gguf_path: Path,
     checkpoint_dir: Path,

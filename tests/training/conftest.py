@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.events import AnyEvent
-from amigo_local.domain.plan import Batching
+from amigo_local.domain.memory_plan import Batching, MemoryPlan
 from amigo_local.domain.recipe import LoraSettings, TrainSettings
 from tests.support.tiny_checkpoint import write_tiny_checkpoint, write_tiny_dataset
 
@@ -22,8 +23,16 @@ SETTINGS = TrainSettings(
     seed=7,
     lora=LoraSettings(rank=4, alpha=8, dropout=0.1),
 )
-BATCHING = Batching(micro_batch=2, accumulation=2)
+WITHOUT_DROPOUT = msgspec.structs.replace(SETTINGS, lora=LoraSettings(rank=4, alpha=8, dropout=0.0))
 STEPS = 10
+# Samples have 62 to 89 tokens: a step of four goes through in two packed micro-batches.
+PLAN = MemoryPlan(
+    device="cpu",
+    batching=Batching(micro_batch=2, accumulation=2),
+    max_length_tokens=96,
+    optimizer="adamw_torch",
+    recompute=False,
+)
 
 Train = Callable[..., tuple[dict[str, Figure], list[AnyEvent]]]
 
@@ -47,19 +56,30 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    return write_tiny_dataset(tmp_path_factory.mktemp("training") / "dataset", tiny_base, rows=20)
+    """20 samples to train on, and 6 others held out."""
+    dataset = write_tiny_dataset(tmp_path_factory.mktemp("training") / "dataset", tiny_base, rows=26)
+    lines = (dataset / "train.jsonl").read_text().splitlines(keepends=True)
+    (dataset / "train.jsonl").write_text("".join(lines[:20]))
+    (dataset / "held_out.jsonl").write_text("".join(lines[20:]))
+    return dataset
 
 
 @pytest.fixture(scope="session")
 def train(tiny_base: Path, tiny_dataset: Path) -> Train:
     """Trains into a folder and returns the figures and the events."""
+    from amigo_local.training.frozen_base import base_from_checkpoint
     from amigo_local.training.sft import train_sft
 
     def run(
-        out_dir: Path, settings: TrainSettings = SETTINGS, batching: Batching = BATCHING, dataset: Path = tiny_dataset
+        out_dir: Path,
+        settings: TrainSettings = SETTINGS,
+        plan: MemoryPlan = PLAN,
+        dataset: Path = tiny_dataset,
+        **more: object,
     ) -> tuple[dict[str, Figure], list[AnyEvent]]:
         events: list[AnyEvent] = []
-        figures = train_sft(settings, batching, tiny_base, dataset, out_dir, events.append, base_name="tiny")
+        base = base_from_checkpoint(tiny_base, settings, name="tiny")
+        figures = train_sft(settings, plan, base, dataset, out_dir, events.append, **more)
         return figures, events
 
     return run

@@ -49,26 +49,29 @@ def _train(request: dict, child: int, writer: int) -> None:
     import msgspec
 
     from amigo_local.domain.events import AnyEvent, MetricLogged
-    from amigo_local.domain.plan import Batching
+    from amigo_local.domain.memory_plan import MemoryPlan
     from amigo_local.domain.recipe import TrainSettings
+    from amigo_local.training.frozen_base import base_from_checkpoint
     from amigo_local.training.sft import train_sft
 
     def emit(event: AnyEvent) -> None:
-        if isinstance(event, MetricLogged):
+        if isinstance(event, MetricLogged) and "loss" in event.values:
             with Path(request["trail"]).open("a") as trail:
                 trail.write(json.dumps([child, event.step, event.values["loss"]]) + "\n")
             os.write(writer, f"{event.step}\n".encode())
 
     code = 1
+    settings = msgspec.convert(request["settings"], TrainSettings)
+    start = request["start_adapter"]
     try:
         train_sft(
-            msgspec.convert(request["settings"], TrainSettings),
-            msgspec.convert(request["batching"], Batching),
-            Path(request["base"]),
+            settings,
+            msgspec.convert(request["plan"], MemoryPlan),
+            base_from_checkpoint(Path(request["base"]), settings, "tiny"),
             Path(request["dataset"]),
             Path(request["out"]),
             emit,
-            base_name="tiny",
+            start_adapter=Path(start) if start else None,
         )
         code = 0
     finally:

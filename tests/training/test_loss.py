@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from amigo_local.domain.events import MetricLogged
-from amigo_local.domain.plan import Batching
+from amigo_local.domain.memory_plan import Batching
 from amigo_local.training.head import ROWS_PER_TILE, applies_to, completion_loss
-from amigo_local.training.samples import read_samples, training_order
+from amigo_local.training.sample_file import SampleFile
+from amigo_local.training.samples import training_order
 from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
-from .conftest import SETTINGS, Train
+from .conftest import PLAN, SETTINGS, WITHOUT_DROPOUT, Train
 
 
 def first_loss(events: list) -> float:
@@ -36,11 +37,12 @@ def losses_by_hand(base: Path, dataset: Path, batch: int) -> tuple[float, float]
     )
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=torch.float32, device_map="cpu")
     model.train()  # bitsandbytes repacks at eval forwards
-    samples = read_samples(dataset, 512)
-    order = training_order([len(s.input_ids) for s in samples], SETTINGS)
+    rows = SampleFile(dataset / "train.jsonl", vocabulary=512)
+    order = training_order(rows.lengths, SETTINGS)
     completion, everything = [], []
     for index in order[:batch]:
-        ids, start = samples[index].input_ids, samples[index].completion_start
+        (sample,) = rows[index].sequences
+        ids, start = sample.input_ids, sample.completion_start
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0]
         for position in range(1, len(ids)):
@@ -51,24 +53,35 @@ def losses_by_hand(base: Path, dataset: Path, batch: int) -> tuple[float, float]
     return sum(completion) / len(completion), sum(everything) / len(everything)
 
 
+@pytest.mark.parametrize(("packing", "lean"), [(True, True), (False, True), (True, False)])
 def test_the_first_loss_is_the_mean_cross_entropy_of_the_completions(
-    train: Train, tiny_base: Path, tiny_dataset: Path, tmp_path: Path
+    packing: bool,
+    lean: bool,
+    train: Train,
+    tiny_base: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one_step = msgspec.structs.replace(SETTINGS, max_steps=1, lora=msgspec.structs.replace(SETTINGS.lora, dropout=0.0))
+    if not lean:  # as on a GPU, and where the head stays on the host
+        monkeypatch.setattr("amigo_local.training.adapter_trainer.applies_to", lambda model: False)
+    one_step = msgspec.structs.replace(WITHOUT_DROPOUT, max_steps=1, packing=packing)
     _, events = train(tmp_path, one_step)
     masked, unmasked = losses_by_hand(tiny_base, tiny_dataset, SETTINGS.effective_batch)
     assert abs(masked - unmasked) > 0.005  # else this proves nothing
     assert first_loss(events) == pytest.approx(masked, abs=1e-3)
 
 
-def test_the_micro_batch_changes_neither_the_samples_nor_the_gradient(train: Train, tmp_path: Path) -> None:
-    settings = msgspec.structs.replace(SETTINGS, max_steps=2, lora=msgspec.structs.replace(SETTINGS.lora, dropout=0.0))
-    told = {}
-    for micro in (1, 2, 4):
-        _, events = train(tmp_path / str(micro), settings, Batching(micro_batch=micro, accumulation=4 // micro))
-        told[micro] = [(e.values["loss"], e.values["grad_norm"]) for e in events if isinstance(e, MetricLogged)]
-    for micro in (2, 4):
-        for (loss, norm), (loss_1, norm_1) in zip(told[micro], told[1], strict=True):
+def test_neither_packing_nor_the_micro_batch_changes_what_a_step_learns(train: Train, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(WITHOUT_DROPOUT, max_steps=2)
+    told = []
+    for packing, micro in ((False, 1), (False, 4), (True, 2), (True, 4)):
+        plan = msgspec.structs.replace(PLAN, batching=Batching(micro_batch=micro, accumulation=4 // micro))
+        settings = msgspec.structs.replace(settings, packing=packing)
+        _, events = train(tmp_path / f"{packing}{micro}", settings, plan)
+        told.append([(e.values["loss"], e.values["grad_norm"]) for e in events if isinstance(e, MetricLogged)])
+    for steps in told[1:]:
+        for (loss, norm), (loss_1, norm_1) in zip(steps, told[0], strict=True):
             assert loss == pytest.approx(loss_1, rel=1e-3)  # bf16 sums in another order
             assert norm == pytest.approx(norm_1, rel=2e-2)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import AnyEvent, Note
 from amigo_local.domain.recipe import TrainSettings
-from amigo_local.training.samples import Sample, read_samples, total_steps, training_order
+from amigo_local.training.sample_file import SampleFile
+from amigo_local.training.samples import Sample, total_steps, training_order
 
 
 def test_nothing_before_the_completion_is_a_label() -> None:
@@ -20,10 +22,12 @@ def test_nothing_before_the_completion_is_a_label() -> None:
 def write(folder: Path, *rows: object) -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+    return folder / "train.jsonl"
 
 
 GOOD = {"input_ids": [1, 2, 3], "completion_start": 2, "prompt": "p", "completion": "c"}
+EMPTY = {**GOOD, "completion_start": 3}
+LONG = {"input_ids": list(range(1, 9)), "completion_start": 2}
 
 
 @pytest.mark.parametrize(
@@ -32,23 +36,52 @@ GOOD = {"input_ids": [1, 2, 3], "completion_start": 2, "prompt": "p", "completio
         ("{not json", "train.jsonl:2: "),
         ({"input_ids": [1, 2]}, "train.jsonl:2: .*completion_start"),
         ({"input_ids": ["a"], "completion_start": 1}, "train.jsonl:2: .*input_ids"),
-        ({**GOOD, "completion_start": 0}, "completion_start is 0, expected 1 to 2"),
-        ({**GOOD, "completion_start": 3}, "completion_start is 3, expected 1 to 2 for 3 tokens"),
+        ({"input_ids": [], "completion_start": 0}, "completion_start is 0, expected 1 to 0 for 0 tokens"),
+        ({**GOOD, "completion_start": 0}, "completion_start is 0, expected 1 to 3"),
+        ({**GOOD, "completion_start": 4}, "completion_start is 4, expected 1 to 3 for 3 tokens"),
         ({**GOOD, "input_ids": [1, 99, 3]}, "token id 99 is outside the base's vocabulary of 50"),
         ({**GOOD, "input_ids": [1, -1, 3]}, "token id -1 is outside"),
     ],
 )
 def test_a_bad_row_is_refused_by_file_and_line(row: object, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=complaint) as refused:
-        read_samples(write(tmp_path, GOOD, row), vocabulary=50)
+        SampleFile(write(tmp_path, GOOD, row), vocabulary=50)
     assert "prepare" in refused.value.hint
 
 
 def test_no_file_and_no_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        read_samples(tmp_path, 50)
+        SampleFile(tmp_path / "train.jsonl", 50)
     with pytest.raises(InputError, match="holds no rows"):
-        read_samples(write(tmp_path, ""), 50)
+        SampleFile(write(tmp_path, ""), 50)
+
+
+def test_samples_that_teach_nothing_or_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = SampleFile(write(tmp_path, EMPTY, GOOD, "", LONG, LONG, GOOD), 50, max_length_tokens=7)
+    assert (rows.without_completion, rows.too_long, list(rows.lengths)) == (1, 2, [3, 3])
+    assert [(row.index, row.line) for row in rows] == [(0, 2), (1, 6)]
+    assert rows[1].sequences == (Sample([1, 2, 3], 2),)
+    events: list[AnyEvent] = []
+    rows.tell(events.append)
+    assert [(e.text, e.level) for e in events if isinstance(e, Note)] == [
+        ("train.jsonl: 2 samples are longer than the limit, and left out", "warning"),
+        ("train.jsonl: 1 samples have no completion, and are left out", "info"),
+    ]
+
+
+def test_a_set_without_a_single_trainable_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1 samples are longer than 7 tokens, 2 have no token after completion_start"):
+        SampleFile(write(tmp_path, EMPTY, EMPTY, LONG), 50, max_length_tokens=7)
+
+
+def test_a_file_that_changes_or_goes_while_it_is_trained_on_is_told(tmp_path: Path) -> None:
+    rows = SampleFile(write(tmp_path, GOOD, GOOD), 50)
+    write(tmp_path, {**GOOD, "input_ids": [1, 2, 3, 4]}, GOOD)
+    with pytest.raises(InputError, match=r"train\.jsonl:1 changed"):
+        rows[0]
+    rows.path.unlink()
+    with pytest.raises(InputError, match="can't be read any more"):
+        rows[1]
 
 
 def test_steps_come_from_epochs_unless_max_steps_is_fewer() -> None:

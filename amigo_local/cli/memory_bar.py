@@ -1,0 +1,49 @@
+"""A plan's memory as stacked bars: what takes which part of VRAM, RAM and disk, against what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from amigo_local.domain.memory_plan import MemoryPlan, Part
+from amigo_local.domain.units import format_size
+
+WIDTH = 60
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_FREE, _OVER = "·", "!"
+
+
+def memory_bars(plan: MemoryPlan) -> list[str]:
+    """Lines of text. In a bar each letter is one part, `·` is free, `!` marks what is over the budget."""
+    return [
+        line
+        for name, parts, budget in (
+            ("VRAM", plan.vram, plan.vram_budget_bytes),
+            ("RAM", plan.ram, plan.ram_budget_bytes),
+            ("disk", plan.disk, plan.disk_budget_bytes),
+        )
+        if parts
+        for line in _lines(name, parts, budget)
+    ]
+
+
+def _lines(name: str, parts: tuple[Part, ...], budget: int) -> Iterator[str]:
+    total = sum(part.nbytes for part in parts)
+    yield f"{name:<4} {format_size(total)} of {format_size(budget)}"
+    yield f"     [{stacked_bar(parts, budget)}]"
+    longest = max(len(part.name) for part in parts)
+    for letter, part in zip(_LETTERS, parts, strict=False):
+        yield f"     {letter} {part.name.ljust(longest)}  {format_size(part.nbytes):>10}"
+
+
+def stacked_bar(parts: tuple[Part, ...], budget: int, width: int = WIDTH) -> str:
+    """`aaabbbc···`: each part's share of the budget, or of the whole where that is more; then it ends in `!`."""
+    total = sum(part.nbytes for part in parts)
+    scale = width / max(total, budget, 1)
+    bar, end = "", 0.0
+    for letter, part in zip(_LETTERS, parts, strict=False):
+        end += part.nbytes * scale
+        bar += letter * (round(end) - len(bar))
+    if total > budget:
+        fitting = int(budget * scale)
+        return bar[:fitting] + _OVER * (width - fitting)
+    return bar.ljust(width, _FREE)
