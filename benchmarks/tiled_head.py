@@ -24,7 +24,7 @@ from benchmarks.measuring import megabytes, run_python
 SHAPES = {"SmolLM2-135M's": (49_152, 576), "Gemma-3-270M's": (262_208, 640)}
 SEEDS = 8
 
-# Sets up a head of bf16 or Q6_K numbers, warms up once, and prints seconds (median of 3) and the bytes that a loss and
+# Sets up a head of bf16 or Q6_K numbers, warms up once, and prints seconds (the fastest of 5) and the bytes that a loss and
 # its gradient took at their peak. arguments: contender, vocabulary, width, tokens, dtype, threads.
 CONTENDER = """
 import statistics, sys, time
@@ -103,7 +103,7 @@ def once():
 once()
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
 before = memory("VmRSS")
-taken = statistics.median(once() for _ in range(3))
+taken = min(once() for _ in range(5))
 print(taken, memory("VmHWM") - before, hidden.shape[1])
 """
 

@@ -92,6 +92,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
         "train",
         TrainParams(
             base=frozen,
+            source=checkpoint or str(ref),
             dataset=dataset.path,
             start_adapter=start_adapter(recipe.train.adapter, context),
             train=msgspec.structs.replace(recipe.train, adapter=None),

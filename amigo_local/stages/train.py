@@ -17,6 +17,7 @@ from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageConte
 from amigo_local.engine.machine import measure_machine
 from amigo_local.stages._gpu_handoff import hand_over_gpu, read_nvidia_smi
 from amigo_local.stages._loop import chain_until
+from amigo_local.stages._models import resolve
 from amigo_local.stages._serving import reachable
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class _Stats(msgspec.Struct):
 class TrainParams(Params, frozen=True, kw_only=True):
     base: str
     """NF4 store, or a checkpoint where train.quantization is none."""
+    source: str
+    """REF of the model that the store was made from: its embedding stays there."""
     dataset: str
     start_adapter: str | None = None
     """Directory of the adapter to go on from."""
@@ -113,16 +116,15 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
 
 
 def _base(params: TrainParams, context: StageContext) -> FrozenBase:
-    base = Path(params.base)
+    """An adapter belongs to the model, whatever store it was trained on."""
+    base, model = Path(params.base), resolve(params.source, context)
     if params.train.quantization == "none":
         from amigo_local.training.frozen_base import base_from_checkpoint
 
-        return base_from_checkpoint(base, params.train, context.workspace.digests.digest(base))
-    from amigo_local.training.nf4_index import read_index
+        return base_from_checkpoint(base, params.train, model.digest)
     from amigo_local.training.streamed_base import base_from_store
 
-    # An adapter belongs to the model, whatever store it was trained on.
-    return base_from_store(base, name=read_index(base).source_digest)
+    return base_from_store(base, name=model.digest, source_digest=model.digest, source=model.files)
 
 
 def _table_type(params: TrainParams) -> str:

@@ -52,7 +52,6 @@ def load_base(checkpoint_dir: Path, settings: TrainSettings, device: torch.devic
         quantization_config=quantization,
         dtype=dtype,
         device_map={"": device},
-        attn_implementation="sdpa",
         local_files_only=True,
     )
     model.requires_grad_(False)

@@ -63,6 +63,7 @@ class LayerStreamer:
         self.streamed = tuple(index for index in range(len(layers)) if index not in set(resident))
         self._turns = {index: turn for turn, index in enumerate(self.streamed)}
         self._now: int | None = None
+        self._bound: list[int] = []
         self._handles: list[Any] = []
         self._closed = False
 
@@ -78,19 +79,19 @@ class LayerStreamer:
             raise
 
     def _attach(self, own: list[torch.Tensor]) -> None:
-        after = self._engine.mark()
-        copies = []
         for index, buffer in zip(self.resident, own, strict=True):
-            copies.append(self._engine.copy(buffer, self._packs[index].flat, after))
-            bind(self._layers[index], self._packs[index], buffer)
+            self._bind(index, buffer)
+            self._engine.wait(self._engine.copy(buffer, self._packs[index].flat, self._engine.mark()))
         for index in self.streamed:
-            bind(self._layers[index], self._packs[index], self._slot(self._turns[index]).buffer)
+            self._bind(index, self._slot(self._turns[index]).buffer)
             for _, linear in linears_4bit(self._layers[index]):
                 before_forward, after_forward = self._hooks(index)
                 self._handles.append(linear.register_forward_pre_hook(before_forward))
                 self._handles.append(linear.register_forward_hook(after_forward))
-        for ticket in copies:
-            self._engine.wait(ticket)
+
+    def _bind(self, index: int, buffer: torch.Tensor) -> None:
+        bind(self._layers[index], self._packs[index], buffer)
+        self._bound.append(index)
 
     def _hooks(self, index: int) -> tuple[Callable[..., None], Callable[..., None]]:
         """Plain functions: PEFT deep-copies the linear when it initialises DoRA, and deepcopy keeps functions as is."""
@@ -187,8 +188,8 @@ class LayerStreamer:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for layer, pack in zip(self._layers, self._packs, strict=True):
-            bind(layer, pack, pack.flat)
+        for index in self._bound:
+            bind(self._layers[index], self._packs[index], self._packs[index].flat)
         # Freed memory goes to whatever is computed next, so that has to come after copies still on their way.
         slots, self._slots = self._slots, []
         for slot in slots:

@@ -78,7 +78,7 @@ def build_model(
         raise _another_model(store, f"{len(store.packs)} layers in the store, {len(layers)} in its {CONFIG_FILE}")
     if _linears(layers[0]) != [(it.module, it.rows, it.columns) for it in store.index.layers[0].linears]:
         raise _another_model(store, f"its layers have other linears than those of its {CONFIG_FILE}")
-    codes, nested_codes = _code_tables()
+    codes, nested_codes = _code_tables(device)
     for layer, segment, pack in zip(layers, store.index.layers, store.packs, strict=True):
         _give_quant_states(layer, segment, compute_dtype, codes, nested_codes)
         bind(layer, pack, pack.flat)
@@ -91,6 +91,7 @@ def build_model(
     _compute_buffers(model, quantizer, device)
     model.eval()
     model.hf_quantizer = quantizer
+    model.hf_device_map = {"": device}  # or accelerate would move it
     quantizer.postprocess_model(model)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -136,11 +137,11 @@ def _unsupported(config_dir: Path, what: str) -> InputError:
     )
 
 
-def _code_tables() -> tuple[torch.Tensor, torch.Tensor]:
+def _code_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """NF4's 16 values and the 256 of scales (get_4bit_type, create_dynamic_map): one copy for all states."""
     from bitsandbytes.functional import create_dynamic_map, get_4bit_type
 
-    return get_4bit_type("nf4", device="cpu"), create_dynamic_map()
+    return get_4bit_type("nf4", device=device), create_dynamic_map().to(device)
 
 
 def _give_quant_states(
@@ -164,7 +165,7 @@ def _give_quant_states(
             blocksize=BLOCK,
             quant_type="nf4",
             dtype=dtype,
-            offset=torch.tensor(linear.offset),
+            offset=torch.tensor(linear.offset, device=codes.device),
             state2=QuantState(absmax=None, code=nested_codes, blocksize=NESTED_BLOCK, dtype=torch.float32),
         )
         module.weight = bitsandbytes.nn.Params4bit(

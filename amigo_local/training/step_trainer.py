@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import AutocastKwargs
 
 from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import Note
@@ -39,6 +40,8 @@ class StepTrainer(CheckpointedTrainer):
             return StepBatch(tuple(setup.rows[item["index"]] for item in items))
 
         super().__init__(*args, setup=setup, data_collator=collect, **kwargs)
+        # Each LoRA weight is used once in a pass: a cache of bf16 copies would be 2 bytes of each for nothing.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self.after_micro_batch: Callable[[Any, int, int], None] = lambda state, done, total: None
         """Called with (state, how many are done, of how many) after each micro-batch of a step but the last."""
         self._in_hand: Sequence[StepRow] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +16,6 @@ from amigo_local.training.frozen_base import FrozenBase, LoadedBase
 from amigo_local.training.layer_pack import LayerPack
 from amigo_local.training.layer_streaming import LayerStreamer, initialise_magnitudes, spread_evenly
 from amigo_local.training.nf4_store import Nf4Store, open_store
-from amigo_local.training.samples import file_digest
 
 KEEP_DECODED_BYTES = 512 << 20
 """Of the head, on a processor: decoding SmolLM2's at every micro-batch would cost a tenth of a second each."""
@@ -51,7 +51,8 @@ def base_from_store(
     embedding = next(table for table in store.index.tables if table.name.endswith("embed_tokens.weight"))
     return FrozenBase(
         name=name,
-        digest=file_digest(directory / "index.json"),
+        # Not of index.json, which also says where the source lies.
+        digest=f"{store.index.source_digest} NF4 by bitsandbytes {store.index.bitsandbytes}",
         vocabulary=embedding.rows,
         where=directory,
         load=lambda plan: load(store, plan),
@@ -59,56 +60,88 @@ def base_from_store(
 
 
 def load(store: Nf4Store, plan: MemoryPlan) -> LoadedBase:
-    """Every tensor where the plan has it."""
+    """Every tensor where the plan has it, on the device that trains."""
     from amigo_local.training.base import compute_dtype, training_device
-    from amigo_local.training.nf4_model import build_model
-    from amigo_local.training.tiled_mlp import tile_mlps
 
     device = training_device()
+    dtype = compute_dtype(device)
+    if device.type == "cpu":
+        return LoadedBase(_model(store, plan, device, dtype, SyncEngine(), KEEP_DECODED_BYTES))
     with ExitStack() as resources:
-        head_engine, layer_engine = _engines(device, plan, resources)
-        model = build_model(
-            store,
-            compute_dtype(device),
-            device=device,
-            head_tile_rows=plan.head_tile_rows,
-            engine=head_engine,
-            keep_decoded_bytes=KEEP_DECODED_BYTES if device.type == "cpu" else 0,
-        )
+        engines = _engines(device, plan, resources)
+        packs = _packs(store, plan, device, resources)
+        return stream(store, plan, device, dtype, engines, packs, resources)
+
+
+class Engines(NamedTuple):
+    head: CopyEngine
+    """For tiles of the head."""
+    layers: CopyEngine
+
+
+def stream(
+    store: Nf4Store,
+    plan: MemoryPlan,
+    device: torch.device,
+    dtype: torch.dtype,
+    engines: Engines,
+    packs: Sequence[LayerPack],
+    resources: ExitStack,
+) -> LoadedBase:
+    """The base with some layers resident on `device` and the others streamed to it.
+
+    resources: closed with the result, or at once where this fails.
+    """
+    with resources:
+        model = _model(store, plan, device, dtype, engines.head, 0)
         layers = model.model.layers
-        if plan.mlp_tile_tokens is not None:
-            tile_mlps(layers, plan.mlp_tile_tokens)
-        if device.type == "cpu":
-            resources.pop_all()  # nothing but a SyncEngine, which holds nothing
-            return LoadedBase(model)
         resident = spread_evenly(len(layers), plan.streamed_layers)
-        packs = _packs(store, plan, resident, device, resources)
         streamer = LayerStreamer(
-            layers, packs, device, engine=layer_engine, resident=resident, slots=max(1, plan.slots)
+            layers, packs, device, engine=engines.layers, resident=resident, slots=max(1, plan.slots)
         )
         resources.callback(streamer.close)
         return LoadedBase(model, StreamedLayers(streamer, layers, resources.pop_all()))
 
 
-def _engines(device: torch.device, plan: MemoryPlan, resources: ExitStack) -> tuple[CopyEngine, CopyEngine]:
-    """(for tiles of the head, for layers). The head's table is a mapped file whatever the layers are, so its tiles
+def _model(
+    store: Nf4Store,
+    plan: MemoryPlan,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_engine: CopyEngine,
+    keep_decoded_bytes: int,
+) -> Any:
+    from amigo_local.training.nf4_model import build_model
+    from amigo_local.training.tiled_mlp import tile_mlps
+
+    model = build_model(
+        store,
+        dtype,
+        device=device,
+        head_tile_rows=plan.head_tile_rows,
+        engine=head_engine,
+        keep_decoded_bytes=keep_decoded_bytes,
+    )
+    if plan.mlp_tile_tokens is not None:
+        tile_mlps(model.model.layers, plan.mlp_tile_tokens)
+    return model
+
+
+def _engines(device: torch.device, plan: MemoryPlan, resources: ExitStack) -> Engines:
+    """The head's table is a mapped file whatever the layers are, so its tiles
     always go through a ring; pinned layers have an engine of their own, which needs none."""
-    if device.type == "cpu":
-        return SyncEngine(), SyncEngine()
     from amigo_local.training.cuda_engine import CudaEngine
 
     ring = CudaEngine(device, "ring")
     resources.callback(ring.close)
     if plan.staging == "ring":
-        return ring, ring
+        return Engines(ring, ring)
     pinned = CudaEngine(device, "pinned")
     resources.callback(pinned.close)
-    return ring, pinned
+    return Engines(ring, pinned)
 
 
-def _packs(
-    store: Nf4Store, plan: MemoryPlan, resident: frozenset[int], device: torch.device, resources: ExitStack
-) -> tuple[LayerPack, ...]:
+def _packs(store: Nf4Store, plan: MemoryPlan, device: torch.device, resources: ExitStack) -> tuple[LayerPack, ...]:
     """The store's, those that will be streamed page-locked where the plan says so."""
     if plan.staging == "ring":
         return store.packs
@@ -117,4 +150,5 @@ def _packs(
 
     pinned = PinnedMemory(CudaDevice(device))
     resources.callback(pinned.close)
+    resident = spread_evenly(len(store.packs), plan.streamed_layers)
     return tuple(pack if index in resident else pinned.hold(pack) for index, pack in enumerate(store.packs))

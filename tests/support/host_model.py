@@ -47,10 +47,10 @@ def move_to_host(
     """In place, where the head is tied to the embedding. The old module's weight becomes what the table decodes to."""
     embedding = model.get_input_embeddings()
     dtype = embedding.weight.dtype
-    table = host_table(embedding.weight, type_name, StreamedTable if streamed else HostTable)
+    table = host_table(embedding.weight, type_name, StreamedTable)
     scale = getattr(embedding, "scalar_embed_scale", 1.0)
     model.set_input_embeddings(HostEmbedding(table, scale, dtype, CPU, embedding.padding_idx))
-    model.set_output_embeddings(HostHead(table, dtype, CPU, tile_rows, engine))
+    model.set_output_embeddings(HostHead(table, dtype, CPU, 100, engine))
     untie(model)
     return table
 

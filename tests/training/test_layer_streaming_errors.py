@@ -142,6 +142,10 @@ def test_what_does_not_fit_together_is_refused(tiny_gemma: Path, packs: list[Lay
     without = tuple(tensor for tensor in packs[0].tensors if tensor.module != "mlp.up_proj")
     with pytest.raises(ValueError, match=r"mlp\.up_proj"):
         bind(layers[0], LayerPack(packs[0].flat, without), packs[0].flat)
+    foreign = [*packs[:3], LayerPack(packs[3].flat, without), packs[4]]
+    with pytest.raises(ValueError, match=r"mlp\.up_proj"):
+        LayerStreamer(layers, foreign, CPU, engine=SyncEngine())
+    assert torch.equal(pack_layer(layers[0]).flat, packs[0].flat)  # bound before the one that failed, and let go
 
 
 def test_binding_takes_the_code_books_to_the_device_of_the_buffer(tiny_gemma: Path, packs: list[LayerPack]) -> None:

@@ -1,0 +1,185 @@
+"""Sizes of single parts, against the libraries that allocate them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from amigo_local.domain.recipe import LoraSettings, TrainSettings
+from amigo_local.domain.shape import ModelShape
+from amigo_local.domain.units import MIB
+from amigo_local.stages._shapes import named_shape
+from amigo_local.training import ggml_decoding, layer_pack, memory_formula, staging_ring, tiled_head
+from amigo_local.training.memory_formula import (
+    Job,
+    Levers,
+    adapter_parameters,
+    layer_bytes,
+    layer_work,
+    micro_batch_rows,
+    optimizer_state,
+    ram_parts,
+    row_bytes,
+    vram_parts,
+)
+from amigo_local.training.micro_batches import footprint
+from tests.support.planning import GEMMA_3_12B, LLAMA_3_1_8B, shipped_config
+from tests.support.quantized_model import load_nf4, write_tiny_gemma
+
+SETTINGS = TrainSettings()
+
+
+def job(shape: ModelShape, length: int = 1024, **settings: object) -> Job:
+    return Job(shape, msgspec.structs.replace(SETTINGS, **settings), length, "Q6_K")
+
+
+def test_constants_are_those_of_the_modules_that_they_stand_for() -> None:
+    assert memory_formula.PACK_ALIGNMENT == layer_pack.ALIGNMENT
+    assert memory_formula.STAGING_BYTES == staging_ring.CHUNK_BYTES * staging_ring.CHUNKS
+    assert memory_formula.LOGITS_AT_ONCE == tiled_head.LOGITS_AT_ONCE
+    assert memory_formula.DECODED_AT_ONCE >= ggml_decoding.ELEMENTS_AT_ONCE["cuda"]
+    for name, (weights, nbytes) in memory_formula.TABLE_BLOCKS.items():
+        assert ggml_decoding.can_decode(name)
+        assert ggml_decoding.row_bytes(name, 256) == 256 // weights * nbytes
+        elements = memory_formula.DECODED_AT_ONCE
+        most = memory_formula.DECODING_BYTES[weights] * elements
+        assert ggml_decoding.temporary_bytes(name, elements, "cuda") <= most, name
+
+
+def test_a_layers_bytes_are_those_of_its_pack(tmp_path: Path) -> None:
+    model = load_nf4(write_tiny_gemma(tmp_path))
+    pack = layer_pack.pack_layer(model.model.layers[0])
+    shape = ModelShape(
+        architecture="gemma3_text",
+        hidden_size=64,
+        intermediate_size=128,
+        layers=5,
+        heads=2,
+        kv_heads=1,
+        head_dim=32,
+        vocabulary=512,
+        context_length=512,
+    )
+    assert layer_bytes(shape) == pack.nbytes
+    assert layer_bytes(GEMMA_3_12B) / MIB == pytest.approx(110.27, abs=0.01)  # the fact sheet's 110.3
+    assert 48 * layer_bytes(GEMMA_3_12B) / MIB == pytest.approx(5293, abs=1)
+
+
+@pytest.mark.parametrize("name", ["gemma-3-12b", "llama-3.1-8b"])
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
+def test_the_adapter_has_as_many_parameters_as_pefts(name: str, targets: str | tuple[str, ...]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    found = shipped_config(name)
+    config = CONFIG_MAPPING[found["model_type"]].from_dict(found).get_text_config()
+    config.num_hidden_layers = 2
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        modules = targets if targets == "all-linear" else list(targets)
+        model = get_peft_model(model, LoraConfig(r=8, target_modules=modules, task_type="CAUSAL_LM"))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shape = msgspec.structs.replace(named_shape(name), layers=2)
+    assert adapter_parameters(job(shape, lora=LoraSettings(rank=8, targets=targets))) == trainable
+
+
+def test_optimizer_state_is_what_bitsandbytes_makes() -> None:
+    from bitsandbytes.optim import AdamW8bit
+
+    shape = msgspec.structs.replace(
+        LLAMA_3_1_8B, layers=1, hidden_size=96, intermediate_size=320, heads=3, kv_heads=1, head_dim=32
+    )
+    rank = 16
+    parameters = [
+        torch.nn.Parameter(torch.zeros(elements))
+        for inputs, outputs in shape.linears.values()
+        for elements in (rank * inputs, rank * outputs)
+    ]
+    assert any(p.numel() < 4096 for p in parameters) and any(p.numel() > 4096 for p in parameters)
+    optimizer = AdamW8bit(parameters)
+    for index, parameter in enumerate(parameters):
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+    made = sum(
+        state[name].nbytes
+        for state in optimizer.state.values()
+        for name in ("state1", "state2", "absmax1", "absmax2")
+        if name in state
+    )
+    found = optimizer_state(job(shape, lora=LoraSettings(rank=rank)), "adamw_8bit")
+    assert found.on_card + found.paged == made
+    # Gemma-3-12B at rank 32: only tensors from 100,000 elements on are paged.
+    paged = optimizer_state(job(GEMMA_3_12B), "paged_adamw_8bit")
+    plain = optimizer_state(job(GEMMA_3_12B), "adamw_8bit")
+    assert paged.on_card + paged.paged == plain.on_card
+    assert (paged.paged / MIB, paged.on_card / MIB) == (pytest.approx(237.8, abs=0.1), pytest.approx(15.9, abs=0.1))
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_a_micro_batch_is_as_large_as_its_footprint_may_be(method: str, packing: bool, micro_batch: int) -> None:
+    rows = micro_batch_rows(job(GEMMA_3_12B, 1000, method=method, packing=packing), micro_batch)
+    sequences = max(micro_batch, 2 if method == "dpo" else 1)
+    assert rows.tokens == footprint([[1000] * sequences], packing=False) == 1024 * sequences
+
+
+def test_parts_of_gemma_12b_at_2048_tokens() -> None:
+    levers = Levers(micro_batch=1, resident=0)
+    parts = {part.name: round(part.nbytes / MIB) for part in vram_parts(job(GEMMA_3_12B, 2048), levers)}
+    assert parts == {
+        "CUDA context": 350,
+        "layer slots": 221,
+        "norms": 3,
+        "adapter": 500,
+        "its gradients": 500,
+        "optimizer": 16,
+        "checkpoints": 720,
+        "one layer's work": 723,
+        "allocator slack": 161,
+    }
+    host = {part.name: round(part.nbytes / MIB) for part in ram_parts(job(GEMMA_3_12B, 2048), levers)}
+    assert host == {
+        "process": 2560,
+        "streamed layers": 5293,
+        "embedding and head": 788,
+        "staging ring": 64,
+        "paged optimizer": 238,
+    }
+
+
+def test_what_costs_memory_is_counted() -> None:
+    levers = Levers(micro_batch=1, resident=0)
+    plain = layer_work(job(GEMMA_3_12B, 2048), levers)
+    dora = layer_work(job(GEMMA_3_12B, 2048, lora=LoraSettings(use_dora=True)), levers)
+    # The identity that LoRA's weight is read off with, of down_proj: 15360 x 15360 in f32 and bf16.
+    assert dora - plain >= 6 * 15360**2
+    unpacked = layer_work(job(LLAMA_3_1_8B, 2048, packing=False), levers)
+    assert layer_work(job(LLAMA_3_1_8B, 2048), levers) - unpacked == 3 * 2048**2  # a bool mask and its bf16 copy
+    tiled = layer_work(job(GEMMA_3_12B, 4096), levers._replace(mlp_tile_tokens=512))
+    assert tiled < 0.8 * layer_work(job(GEMMA_3_12B, 4096), levers)
+
+
+def test_a_table_whose_rows_are_no_whole_blocks_is_stored_in_another_type() -> None:
+    assert row_bytes(job(GEMMA_3_12B)) == 3840 // 256 * 210
+    assert row_bytes(job(named_shape("gemma-3-1b"))) == 1152 // 32 * 34  # Q8_0, as llama.cpp falls back to
+    assert row_bytes(Job(GEMMA_3_12B, SETTINGS, 1, "IQ2_S")) == 2 * 3840  # not decodable here: kept as bf16
+
+
+def test_shapes_with_norms_on_queries_biases_or_untied_heads_differ_where_they_should() -> None:
+    untied = msgspec.structs.replace(GEMMA_3_12B, tied_embeddings=False)
+    levers = Levers(micro_batch=1, resident=0)
+    tables = [
+        next(part.nbytes for part in ram_parts(job(shape), levers) if part.name == "embedding and head")
+        for shape in (GEMMA_3_12B, untied)
+    ]
+    assert tables[1] == 2 * tables[0]
+    biased = msgspec.structs.replace(GEMMA_3_12B, attention_bias=True)
+    assert memory_formula.small_bytes(biased) - memory_formula.small_bytes(GEMMA_3_12B) == 4 * 48 * 8192
+    without = msgspec.structs.replace(GEMMA_3_12B, qk_norms=False)
+    with_norms, none = (memory_formula.saved_by_attention(job(s), micro_batch_rows(job(s), 1)) for s in (GEMMA_3_12B, without))
+    assert with_norms - none == 1024 * 4 * (4096 + 2048)
