@@ -115,11 +115,19 @@ def main() -> None:
             ("SFTTrainer", sft, fresh),
             ("SFTTrainer, resumed", lambda model, out: sft(model, out, resume=True), fresh),
             ("DPOTrainer, fresh adapter", lambda model, out: run_dpo(model, base, out, precompute=False), fresh),
-            ("… reference precomputed", lambda model, out: run_dpo(model, base, out, precompute=True), fresh),
+            (
+                "DPOTrainer, fresh adapter, reference precomputed",
+                lambda model, out: run_dpo(model, base, out, precompute=True),
+                fresh,
+            ),
             ("DPOTrainer, trained adapter", lambda model, out: run_dpo(model, base, out, precompute=False), pretrained),
-            ("… reference precomputed ", lambda model, out: run_dpo(model, base, out, precompute=True), pretrained),
+            (
+                "DPOTrainer, trained adapter, reference precomputed",
+                lambda model, out: run_dpo(model, base, out, precompute=True),
+                pretrained,
+            ),
         ):
-            runs, total = bench.under_trl(run, model, name.strip("… ").replace(" ", "-"))
+            runs, total = bench.under_trl(run, model, name.replace(" ", "-"))
             row(name, runs, total)
             everything += total
         print(f"| all | | **{everything.equal:,} of {everything.total:,}** |")

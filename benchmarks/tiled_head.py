@@ -24,8 +24,8 @@ from benchmarks.measuring import megabytes, run_python
 SHAPES = {"SmolLM2-135M's": (49_152, 576), "Gemma-3-270M's": (262_208, 640)}
 SEEDS = 8
 
-# Sets up a head of bf16 or Q6_K numbers, warms up once, and prints seconds (the fastest of 5) and the bytes that a loss and
-# its gradient took at their peak. arguments: contender, vocabulary, width, tokens, dtype, threads.
+# Sets up a head, warms up once, and prints seconds (the fastest of 5) and the bytes that a loss and its gradient took
+# at their peak. arguments: contender, vocabulary, width, tokens, dtype, threads.
 CONTENDER = """
 import statistics, sys, time
 import torch

@@ -83,7 +83,11 @@ def shape_of_config(content: bytes, name: str) -> ModelShape:
     family = str(text.get("model_type") or config.get("model_type") or "")
     _refuse_others(config, text, name)
     reader = _Reader(name, {**_DEFAULTS.get(family, {}), **{k: v for k, v in text.items() if v is not None}})
-    heads, hidden, layers = reader.count("num_attention_heads"), reader.count("hidden_size"), reader.count("num_hidden_layers")
+    heads, hidden, layers = (
+        reader.count("num_attention_heads"),
+        reader.count("hidden_size"),
+        reader.count("num_hidden_layers"),
+    )
     window, sliding = _sliding(reader, family, layers)
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     return ModelShape(
@@ -146,7 +150,9 @@ def _sliding(reader: _Reader, family: str, layers: int) -> tuple[int | None, int
     elif family.startswith("qwen"):
         sliding = max(0, layers - int(values.get("max_window_layers") or 0))
     elif "sliding_window_pattern" in values or "_sliding_window_pattern" in values:
-        period = reader.count("sliding_window_pattern" if "sliding_window_pattern" in values else "_sliding_window_pattern")
+        period = reader.count(
+            "sliding_window_pattern" if "sliding_window_pattern" in values else "_sliding_window_pattern"
+        )
         sliding = layers - layers // period
     else:
         sliding = layers

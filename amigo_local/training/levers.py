@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from amigo_local.domain.memory_plan import Lever
-from amigo_local.training.memory_formula import (
-    Job,
-    Levers,
-    head_tile_bytes,
-    head_work,
-    micro_batch_rows,
-    ram_parts,
-    vram_parts,
-    working_set,
-)
+from amigo_local.domain.memory_plan import Lever, Optimizer, Staging
+from amigo_local.training.fit import total
+from amigo_local.training.memory_formula import Job, Levers, micro_batch_rows
+from amigo_local.training.memory_parts import ram_parts, vram_parts
 from amigo_local.training.step_time import step_time
+from amigo_local.training.working_set import head_tile_bytes, head_work, working_set
 
 
 class _Cost(NamedTuple):
@@ -28,7 +22,9 @@ class _Cost(NamedTuple):
 def explained(job: Job, levers: Levers) -> tuple[Lever, ...]:
     """Every lever that this model and these samples have, in the order of a recipe."""
     mine = _cost(job, levers)
-    found = [_lever(name, chosen, other, _cost(job, changed), mine) for name, chosen, other, changed in _others(job, levers)]
+    found = [
+        _lever(name, chosen, other, _cost(job, changed), mine) for name, chosen, other, changed in _others(job, levers)
+    ]
     tile, vocabulary = levers.head_tile_rows, job.shape.vocabulary
     if tile < vocabulary:
         whole = mine._replace(
@@ -78,10 +74,10 @@ def _others(job: Job, levers: Levers) -> Iterator[tuple[str, str, str, Levers]]:
     if tiled or tokens > 512:
         changed = levers._replace(mlp_tile_tokens=None if tiled else 512)
         yield "train.memory.mlp_tile_tokens", str(tile) if tiled else "all", "all" if tiled else "512", changed
-    optimizer = "adamw_torch" if levers.optimizer != "adamw_torch" else "paged_adamw_8bit"
+    optimizer: Optimizer = "adamw_torch" if levers.optimizer != "adamw_torch" else "paged_adamw_8bit"
     yield "train.optimizer", levers.optimizer, optimizer, levers._replace(optimizer=optimizer)
     if resident < layers:
-        staging = "pinned" if levers.staging == "ring" else "ring"
+        staging: Staging = "pinned" if levers.staging == "ring" else "ring"
         yield "train.memory.staging", levers.staging, staging, levers._replace(staging=staging)
 
 
@@ -90,11 +86,7 @@ def _on_off(value: bool) -> tuple[str, str]:
 
 
 def _cost(job: Job, levers: Levers) -> _Cost:
-    return _Cost(
-        sum(part.nbytes for part in vram_parts(job, levers)),
-        sum(part.nbytes for part in ram_parts(job, levers)),
-        step_time(job, levers).seconds,
-    )
+    return _Cost(total(vram_parts(job, levers)), total(ram_parts(job, levers)), step_time(job, levers).seconds)
 
 
 def _whole_head_excess(job: Job, levers: Levers) -> int:

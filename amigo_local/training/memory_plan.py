@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.machine import Machine
-from amigo_local.domain.memory_plan import Batching, Lever, MemoryPlan, Optimizer, Part
+from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.shape import ModelShape
-from amigo_local.domain.units import format_size
-from amigo_local.training import cpu_memory
+from amigo_local.training.cpu_plan import processor_plan
+from amigo_local.training.fit import Fit, batching, budget, divisors, optimizer_of, total
 from amigo_local.training.levers import explained
-from amigo_local.training.memory_formula import (
-    ASSUMED,
-    Calibration,
-    Job,
-    Levers,
-    disk_parts,
-    layer_bytes,
-    micro_batch_rows,
-    ram_parts,
-    vram_parts,
-)
+from amigo_local.training.memory_formula import ASSUMED, Calibration, Job, Levers, layer_bytes, micro_batch_rows
+from amigo_local.training.memory_parts import disk_parts, ram_parts, vram_parts
 from amigo_local.training.step_time import step_time
 
 DEFAULT_TABLE_TYPE = "Q6_K"
 """Of the embedding in Ollama's Q4_K_M models."""
-USABLE_SHARE = 0.93
-"""Of what is free: 5.6 of a 6 GiB card, the rest being the desktop's."""
 TOKENS_PER_MICRO_BATCH = 8192
 """Larger ones gain nothing: copies hide from a few hundred tokens on."""
 MLP_TILES = (None, 2048, 1024, 512)
@@ -39,15 +27,6 @@ HEAD_TILES = (8192, 4096, 2048)
 DEFAULT_SLOTS = 2  # one is computed with while the next is filled
 AS_GOOD = 1.08
 """A plan that is slower by no more is as good: it is then the one with less host memory."""
-
-Resource = Literal["VRAM", "RAM", "disk"]
-
-
-class Fit(NamedTuple):
-    """The best plan, or the smallest one and what it lacks."""
-
-    plan: MemoryPlan
-    lacking: Resource | None
 
 
 def choose_plan(
@@ -93,16 +72,7 @@ def needs(
 def fitted(job: Job, machine: Machine) -> Fit:
     """Raises InputError for impossible levers only."""
     _check_levers(job)
-    return _on_card(job, machine) if machine.gpu_name is not None else _on_processor(job, machine)
-
-
-def budget(machine: Machine, resource: Resource) -> int:
-    if resource == "disk":
-        return machine.disk_free_bytes
-    free = machine.ram_available_bytes
-    if resource == "VRAM":
-        free = machine.vram_free_bytes if machine.vram_free_bytes is not None else machine.vram_total_bytes or 0
-    return int(USABLE_SHARE * free)
+    return _on_card(job, machine) if machine.gpu_name is not None else processor_plan(job, machine)
 
 
 def _check_levers(job: Job) -> None:
@@ -111,7 +81,7 @@ def _check_levers(job: Job) -> None:
     if wanted is not None and batch % wanted:
         raise InputError(
             f"train.micro_batch is {wanted}, which does not divide train.effective_batch of {batch}",
-            f"use one of: {', '.join(str(d) for d in _divisors(batch))}",
+            f"use one of: {', '.join(str(d) for d in divisors(batch))}",
         )
     if resident is not None and resident > shape.layers:
         raise InputError(
@@ -134,9 +104,9 @@ def _on_card(job: Job, machine: Machine) -> Fit:
         for mlp_tile in _mlp_tiles(job):
             # Both tiles cost time and are there for the longest samples: the first that fits is taken.
             plans = [
-                (step_time(job, levers).seconds, _total(ram_parts(job, levers)), levers)
+                (step_time(job, levers).seconds, total(ram_parts(job, levers)), levers)
                 for levers in _candidates(job, head_tile, mlp_tile, vram)
-                if _total(vram_parts(job, levers)) <= vram and _total(ram_parts(job, levers)) <= ram
+                if total(vram_parts(job, levers)) <= vram and total(ram_parts(job, levers)) <= ram
             ]
             if plans:
                 limit = AS_GOOD * min(seconds for seconds, _, _ in plans)
@@ -160,7 +130,7 @@ def _candidates(job: Job, head_tile: int, mlp_tile: int | None, vram: int) -> It
                 slots=memory.slots or DEFAULT_SLOTS,
                 head_tile_rows=head_tile,
                 mlp_tile_tokens=mlp_tile,
-                optimizer=_optimizer(job.settings, on_card=True),
+                optimizer=optimizer_of(job.settings, on_card=True),
                 staging=memory.staging or "ring",
             )
             yield levers._replace(resident=_resident(job, levers, vram))
@@ -170,9 +140,9 @@ def _resident(job: Job, levers: Levers, vram: int) -> int:
     layers, fixed = job.shape.layers, job.settings.memory.resident_layers
     if fixed is not None:
         return fixed
-    if job.settings.quantization == "none" or _total(vram_parts(job, levers._replace(resident=layers))) <= vram:
+    if job.settings.quantization == "none" or total(vram_parts(job, levers._replace(resident=layers))) <= vram:
         return layers
-    free = vram - _total(vram_parts(job, levers))
+    free = vram - total(vram_parts(job, levers))
     one = layer_bytes(job.shape) * job.calibration.vram_factor
     return max(0, min(layers - levers.slots, int(free / one)))
 
@@ -181,7 +151,7 @@ def _micro_batches(job: Job) -> list[int]:
     if job.settings.micro_batch is not None:
         return [job.settings.micro_batch]
     most = max(1, TOKENS_PER_MICRO_BATCH // job.length)
-    return [d for d in _divisors(job.settings.effective_batch) if d <= most]
+    return [d for d in divisors(job.settings.effective_batch) if d <= most]
 
 
 def _mlp_tiles(job: Job) -> tuple[int | None, ...]:
@@ -198,7 +168,7 @@ def _smallest(job: Job, vram: int) -> Levers:
     """What takes the least VRAM; then the least RAM, from layers that stay on the card."""
     candidates = _candidates(job, _head_tiles(job)[-1], _mlp_tiles(job)[-1], vram)
     fitting = list(candidates)
-    return min(fitting, key=lambda levers: (max(vram, _total(vram_parts(job, levers))), _total(ram_parts(job, levers))))
+    return min(fitting, key=lambda levers: (max(vram, total(vram_parts(job, levers))), total(ram_parts(job, levers))))
 
 
 def card_plan(job: Job, levers: Levers, machine: Machine) -> MemoryPlan:
@@ -208,7 +178,7 @@ def card_plan(job: Job, levers: Levers, machine: Machine) -> MemoryPlan:
     rows = micro_batch_rows(job, levers.micro_batch)
     return MemoryPlan(
         device="cuda",
-        batching=_batching(job, levers.micro_batch),
+        batching=batching(job, levers.micro_batch),
         max_length_tokens=job.length,
         optimizer=levers.optimizer,
         recompute=levers.recompute,
@@ -230,82 +200,3 @@ def card_plan(job: Job, levers: Levers, machine: Machine) -> MemoryPlan:
         tokens_per_second=time.tokens_per_second,
         copies_hidden=time.copies_hidden,
     )
-
-
-# -- On a processor
-
-
-def _on_processor(job: Job, machine: Machine) -> Fit:
-    """One lever, the micro-batch: the base lies in memory as it is."""
-    ram = budget(machine, "RAM")
-    settings, shape = job.settings, job.shape
-
-    # What a probe found, against the same formula.
-    excess = job.calibration.vram_factor / ASSUMED.vram_factor - 1
-
-    def parts(micro: int) -> tuple[Part, ...]:
-        predicted = cpu_memory.ram_parts(shape, settings, job.length, micro)
-        return (*predicted, Part("measured beyond", int(excess * _total(predicted)))) if excess else predicted
-
-    micro = settings.micro_batch or 1
-    if settings.micro_batch is None:
-        for divisor in _divisors(settings.effective_batch):
-            enough = divisor * job.length <= cpu_memory.TOKENS_PER_MICRO_BATCH
-            if enough and _total(parts(divisor)) <= ram:
-                micro = divisor
-    optimizer = _optimizer(settings, on_card=False)
-    rate = cpu_memory.tokens_per_second(shape, settings, machine.cpu_count)
-    rate *= job.calibration.flops / ASSUMED.flops
-    step_tokens = settings.effective_batch * job.length * (2 if settings.method == "dpo" else 1)
-    other = 2 * micro if micro < settings.effective_batch else max(1, micro // 2)
-    saved = _total(parts(other)) - _total(parts(micro))
-    lever = Lever(
-        name="train.micro_batch",
-        chosen=str(micro),
-        other=str(other),
-        vram_saved_bytes=0,
-        ram_saved_bytes=saved,
-        seconds_saved=0.0,
-    )
-    plan = MemoryPlan(
-        device="cpu",
-        batching=_batching(job, micro),
-        max_length_tokens=job.length,
-        optimizer=optimizer,
-        recompute=cpu_memory.recomputes(shape.parameters),
-        resident_layers=shape.layers,
-        ram=parts(micro),
-        disk=disk_parts(job, optimizer),
-        ram_budget_bytes=ram,
-        disk_budget_bytes=budget(machine, "disk"),
-        levers=(lever,) if other != micro else (),
-        step_seconds=step_tokens / rate,
-        tokens_per_second=rate,
-    )
-    if plan.peak_ram_bytes > ram:
-        return Fit(plan, "RAM")
-    return Fit(plan, "disk" if plan.disk_bytes > machine.disk_free_bytes else None)
-
-
-def _optimizer(settings: TrainSettings, *, on_card: bool) -> Optimizer:
-    if settings.optimizer != "auto":
-        return settings.optimizer
-    return "paged_adamw_8bit" if on_card else "adamw_torch"
-
-
-def _batching(job: Job, micro: int) -> Batching:
-    return Batching(micro_batch=micro, accumulation=job.settings.effective_batch // micro)
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def _total(parts: tuple[Part, ...]) -> int:
-    return sum(part.nbytes for part in parts)
-
-
-def sizes(plan: MemoryPlan) -> str:
-    """`4.9 GiB VRAM and 8.2 GiB RAM`."""
-    ram = f"{format_size(plan.peak_ram_bytes)} RAM"
-    return ram if plan.device == "cpu" else f"{format_size(plan.peak_vram_bytes)} VRAM and {ram}"

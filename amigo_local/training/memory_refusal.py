@@ -12,8 +12,9 @@ from amigo_local.domain.machine import Machine
 from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.recipe import MemorySettings, TrainSettings
 from amigo_local.domain.units import GIB, format_size
+from amigo_local.training.fit import USABLE_SHARE, Fit, Resource, budget, sizes
 from amigo_local.training.memory_formula import Job
-from amigo_local.training.memory_plan import USABLE_SHARE, Fit, Resource, budget, fitted, sizes
+from amigo_local.training.memory_plan import fitted
 
 SHORTEST, LOWEST_RANK = 128, 8
 CARDS_GIB = (8, 12, 16, 24, 40, 48, 80, 141, 192)
@@ -41,17 +42,16 @@ def refusal(job: Job, machine: Machine, fit: Fit) -> InputError:
 def _hint(job: Job, machine: Machine, resource: Resource, needed: int) -> str:
     if resource == "disk":
         return f"free {format_size(needed - machine.disk_free_bytes)} of disk, or give another --home"
-    ways = [
-        f"--set {change.text} would fit ({sizes(plan)})"
-        for changes in (_levers(job), _shorter(job), _lower_rank(job))
-        if (found := _first_that_fits(changes, machine)) is not None
-        for change, plan in [found]
-    ]
-    if ways:
-        return "; or ".join(ways[:2])
+    tried = (_first_that_fits(changes, machine) for changes in (_levers(job), _shorter(job), _lower_rank(job)))
+    found = [way for way in tried if way is not None]
+    if not found and (way := _first_that_fits(_shorter_and_lower(job), machine)) is not None:
+        found = [way]
+    if found:
+        return "; or ".join(f"--set {change.text} would fit ({sizes(plan)})" for change, plan in found[:2])
     if resource == "RAM":
-        return f"no shorter length fits: take a smaller model, or a machine with {format_size(needed / USABLE_SHARE)}"
-    return f"no shorter length fits this card: take {_another_card(job, machine)}, or a smaller model"
+        machine_bytes = format_size(needed / USABLE_SHARE)
+        return f"no shorter length or lower rank fits: take a smaller model, or a machine with {machine_bytes}"
+    return f"no shorter length or lower rank fits this card: take {_another_card(job, machine)}, or a smaller model"
 
 
 def _first_that_fits(changes: Iterator[Change], machine: Machine) -> tuple[Change, MemoryPlan] | None:
@@ -125,6 +125,12 @@ def _lower_rank(job: Job) -> Iterator[Change]:
     while rank >= LOWEST_RANK:
         yield Change(f"train.lora.rank={rank}", _with(job, lora=msgspec.structs.replace(lora, rank=rank)))
         rank //= 2
+
+
+def _shorter_and_lower(job: Job) -> Iterator[Change]:
+    for lower in _lower_rank(job):
+        for change in _shorter(lower.job):
+            yield Change(f"{lower.text} --set {change.text}", change.job)
 
 
 def _another_card(job: Job, machine: Machine) -> str:

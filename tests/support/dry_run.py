@@ -2,7 +2,8 @@
 
 A fake `cuda` device aborts a torch built without CUDA, so the tensors are fake `cpu` ones, and what CUDA does otherwise
 is written out here: bitsandbytes dequantizes a weight for each product, sdpa runs the memory-efficient kernel with its
-workspace, the allocator rounds up to 512 bytes. Everything else is transformers' own code under autocast.
+workspace, the allocator rounds up to 512 bytes. Everything else is transformers' own code, under autocast
+without its cache, as StepTrainer has it.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ def peak_bytes(run: DryRun) -> Peaks:
                 live.ignore(tensor.grad)
         hidden = model.config.hidden_size
         with live:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
                 embedded = torch.empty(run.rows, run.tokens, hidden, dtype=torch.bfloat16).requires_grad_()
                 position_ids = torch.arange(run.tokens)[None]
                 masks = {

@@ -13,9 +13,10 @@ from amigo_local.domain.recipe import LoraSettings, MemorySettings, TrainSetting
 from amigo_local.domain.units import MIB
 from amigo_local.stages._shapes import named_shape
 from amigo_local.training import cpu_memory
+from amigo_local.training.fit import budget
 from amigo_local.training.memory import check_fits, estimate_training
 from amigo_local.training.memory_formula import ASSUMED, Job
-from amigo_local.training.memory_plan import budget, choose_plan, fitted, needs
+from amigo_local.training.memory_plan import choose_plan, fitted, needs
 from tests.support.planning import GEMMA_3_12B, LLAMA_3_1_8B, SMOLLM2_135M, machine
 
 SETTINGS = TrainSettings()  # rank 32, effective batch 8
@@ -31,18 +32,18 @@ def plan(name: str, length: int, **settings: object) -> MemoryPlan:
 @pytest.mark.parametrize(
     ("name", "length", "micro_batch", "resident", "offload", "vram_mib", "ram_mib", "tokens_per_second"),
     [
-        ("gemma-3-12b", 512, 1, 29, False, 5695, 5745, 143),
-        ("gemma-3-12b", 1024, 1, 27, False, 5676, 5965, 153),
+        ("gemma-3-12b", 512, 1, 30, False, 5645, 5634, 143),
+        ("gemma-3-12b", 1024, 1, 27, False, 5643, 5965, 153),
         ("gemma-3-12b", 2048, 1, 21, False, 5647, 6627, 153),
         ("gemma-3-12b", 4096, 1, 8, False, 5662, 8060, 143),
         ("gemma-3-12b", 8192, 1, 6, True, 5634, 11353, 122),
         ("gemma-3-4b", 2048, 1, 34, False, 3414, 3213, 482),
         ("gemma-3-4b", 8192, 1, 22, False, 5673, 3770, 379),
         ("gemma-3-1b", 2048, 1, 26, False, 1344, 2963, 1894),
-        ("llama-3.1-8b", 2048, 1, 28, False, 5635, 3620, 236),
-        ("llama-3.1-8b", 8192, 1, 16, True, 5612, 6956, 187),
-        ("qwen3-8b", 2048, 1, 31, False, 5622, 3747, 233),
-        ("mistral-7b-v0.3", 2048, 1, 28, False, 5635, 3314, 241),
+        ("llama-3.1-8b", 2048, 1, 28, False, 5635, 4031, 236),
+        ("llama-3.1-8b", 8192, 1, 16, True, 5612, 7367, 187),
+        ("qwen3-8b", 2048, 1, 31, False, 5622, 4234, 233),
+        ("mistral-7b-v0.3", 2048, 1, 28, False, 5635, 3419, 241),
     ],
 )
 def test_what_fits_6_gib_and_16_gib(
@@ -154,8 +155,16 @@ def test_impossible_levers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "length", "vram", "ram", "message", "hint"),
     [
-        (SETTINGS, 4096, 3, 16, "VRAM: training needs", "--set data.max_length_tokens=1024 would fit (2.8 GiB VRAM"),
-        (SETTINGS, 1024, 6, 6, "RAM: training needs", "--set train.lora.rank=16 would fit (5.5 GiB VRAM"),
+        (SETTINGS, 8192, 3, 16, "VRAM: training needs", "--set data.max_length_tokens=4096 would fit (2.8 GiB VRAM"),
+        (
+            SETTINGS,
+            1024,
+            6,
+            6,
+            "RAM: training needs",
+            "--set data.max_length_tokens=512 would fit (5.6 GiB VRAM and 5.5 GiB RAM); or",
+        ),
+        (SETTINGS, 4096, 2, 16, "VRAM: training needs", "--set train.lora.rank=16 --set data.max_length_tokens=2048"),
         (
             TrainSettings(memory=MemorySettings(resident_layers=48)),
             1024,
@@ -173,7 +182,14 @@ def test_impossible_levers_are_refused() -> None:
             "VRAM: training needs",
             "--set train.optimizer=auto would fit",
         ),
-        (SETTINGS, 1024, 1, 16, "VRAM: training needs", "no shorter length fits this card: take a rented GPU with 8 GiB"),
+        (
+            SETTINGS,
+            1024,
+            1,
+            16,
+            "VRAM: training needs",
+            "no shorter length or lower rank fits this card: take a rented GPU with 8 GiB",
+        ),
     ],
 )
 def test_a_refusal_names_what_binds_and_the_nearest_recipe_that_fits(
@@ -187,7 +203,7 @@ def test_a_refusal_names_what_binds_and_the_nearest_recipe_that_fits(
 
 def test_what_a_refusal_proposes_does_fit() -> None:
     with pytest.raises(InputError) as refused:
-        choose_plan(GEMMA_3_12B, SETTINGS, 4096, machine(vram_gib=3))
+        choose_plan(GEMMA_3_12B, SETTINGS, 8192, machine(vram_gib=3))
     length = int(refused.value.hint.split("max_length_tokens=")[1].split()[0])
     choose_plan(GEMMA_3_12B, SETTINGS, length, machine(vram_gib=3))
     with pytest.raises(InputError):
@@ -219,7 +235,7 @@ def test_copies_hide_behind_computing_from_a_few_hundred_tokens_on() -> None:
         plan("gemma-3-12b", length, micro_batch=1, memory=fixed).copies_hidden for length in (64, 128, 256, 512, 1024)
     ]
     assert shares == sorted(shares)
-    assert shares[0] < 0.7 and shares[-1] == 1.0
+    assert shares[0] < 0.85 and shares[-1] == 1.0
     # The fact sheet: 154 tok/s at 1024 tokens per micro-batch, 12 TFLOPS and 11 GB/s.
     assert plan("gemma-3-12b", 1024, micro_batch=1, memory=fixed).tokens_per_second == pytest.approx(154, rel=0.03)
 
@@ -295,5 +311,3 @@ def test_the_smallest_plan_is_shown_where_none_fits() -> None:
     assert fit.lacking == "RAM"
     assert fit.plan.peak_ram_bytes > fit.plan.ram_budget_bytes
     assert fit.plan.offload_checkpoints or fit.plan.resident_layers == 0
-
-

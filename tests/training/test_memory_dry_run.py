@@ -9,7 +9,8 @@ import pytest
 
 from amigo_local.domain.recipe import LoraSettings, TrainSettings
 from amigo_local.stages._shapes import named_shape
-from amigo_local.training.memory_formula import Job, Levers, block, micro_batch_rows, working_set
+from amigo_local.training.memory_formula import Job, Levers, block, micro_batch_rows
+from amigo_local.training.working_set import working_set
 from tests.support.dry_run import DryRun, peak_bytes
 from tests.support.planning import shipped_config
 
@@ -19,7 +20,7 @@ MOST_OVER = 1.15
 def predicted_and_dry(
     name: str, tokens: int, *, layers: int | None, rank: int, offload: bool, mlp_tile: int | None
 ) -> tuple[int, int]:
-    """Activations, checkpoints and the adapter's bf16 copies: all that isn't a sum of plain tensor sizes."""
+    """Activations and checkpoints: all that isn't a sum of sizes of tensors that stay."""
     shape = named_shape(name)
     if layers is not None:
         sliding = layers - 1 if shape.sliding_layers else 0
@@ -56,9 +57,7 @@ def predicted_and_dry(
 def test_prediction_is_never_under_a_dry_run_and_at_most_15_percent_over(
     name: str, tokens: int, layers: int | None, rank: int, offload: bool, mlp_tile: int | None
 ) -> None:
-    predicted, dry = predicted_and_dry(
-        name, tokens, layers=layers, rank=rank, offload=offload, mlp_tile=mlp_tile
-    )
+    predicted, dry = predicted_and_dry(name, tokens, layers=layers, rank=rank, offload=offload, mlp_tile=mlp_tile)
     assert dry <= predicted <= MOST_OVER * dry, f"{predicted / dry:.3f}"
 
 
@@ -80,7 +79,5 @@ def test_prediction_holds_over_lengths_ranks_offloading_and_tiles(name: str) -> 
 @pytest.mark.slow
 def test_prediction_holds_for_all_48_layers_of_gemma_12b() -> None:
     for tokens, offload in itertools.product((512, 2048), (False, True)):
-        predicted, dry = predicted_and_dry(
-            "gemma-3-12b", tokens, layers=None, rank=32, offload=offload, mlp_tile=None
-        )
+        predicted, dry = predicted_and_dry("gemma-3-12b", tokens, layers=None, rank=32, offload=offload, mlp_tile=None)
         assert dry <= predicted <= MOST_OVER * dry, (tokens, offload, predicted / dry)

@@ -18,14 +18,13 @@ from amigo_local.training.memory_formula import (
     Levers,
     adapter_parameters,
     layer_bytes,
-    layer_work,
     micro_batch_rows,
     optimizer_state,
-    ram_parts,
     row_bytes,
-    vram_parts,
 )
+from amigo_local.training.memory_parts import ram_parts, vram_parts
 from amigo_local.training.micro_batches import footprint
+from amigo_local.training.working_set import layer_work, saved_by_attention
 from tests.support.planning import GEMMA_3_12B, LLAMA_3_1_8B, shipped_config
 from tests.support.quantized_model import load_nf4, write_tiny_gemma
 
@@ -40,13 +39,11 @@ def test_constants_are_those_of_the_modules_that_they_stand_for() -> None:
     assert memory_formula.PACK_ALIGNMENT == layer_pack.ALIGNMENT
     assert memory_formula.STAGING_BYTES == staging_ring.CHUNK_BYTES * staging_ring.CHUNKS
     assert memory_formula.LOGITS_AT_ONCE == tiled_head.LOGITS_AT_ONCE
-    assert memory_formula.DECODED_AT_ONCE >= ggml_decoding.ELEMENTS_AT_ONCE["cuda"]
-    for name, (weights, nbytes) in memory_formula.TABLE_BLOCKS.items():
+    assert ggml_decoding.ELEMENTS_AT_ONCE["cuda"] == memory_formula.DECODED_AT_ONCE
+    for name, (weights, nbytes, temporary) in memory_formula.TABLE_BLOCKS.items():
         assert ggml_decoding.can_decode(name)
         assert ggml_decoding.row_bytes(name, 256) == 256 // weights * nbytes
-        elements = memory_formula.DECODED_AT_ONCE
-        most = memory_formula.DECODING_BYTES[weights] * elements
-        assert ggml_decoding.temporary_bytes(name, elements, "cuda") <= most, name
+        assert ggml_decoding.temporary_bytes(name, 256, "cuda") == 256 * temporary, name
 
 
 def test_a_layers_bytes_are_those_of_its_pack(tmp_path: Path) -> None:
@@ -181,5 +178,5 @@ def test_shapes_with_norms_on_queries_biases_or_untied_heads_differ_where_they_s
     biased = msgspec.structs.replace(GEMMA_3_12B, attention_bias=True)
     assert memory_formula.small_bytes(biased) - memory_formula.small_bytes(GEMMA_3_12B) == 4 * 48 * 8192
     without = msgspec.structs.replace(GEMMA_3_12B, qk_norms=False)
-    with_norms, none = (memory_formula.saved_by_attention(job(s), micro_batch_rows(job(s), 1)) for s in (GEMMA_3_12B, without))
+    with_norms, none = (saved_by_attention(job(s), micro_batch_rows(job(s), 1)) for s in (GEMMA_3_12B, without))
     assert with_norms - none == 1024 * 4 * (4096 + 2048)

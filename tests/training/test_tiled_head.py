@@ -80,7 +80,7 @@ def test_errors_against_float64_are_no_larger_than_those_of_trls_chunked_head(
 ) -> None:
     rule = LogitRule(softcap=softcap)
     our_errors, their_errors = torch.zeros(2), torch.zeros(2)
-    for seed in range(8):
+    for seed in range(5):
         case = a_case(dtype, seed, type_name)
         reference = exact(case, rule)
         our_errors += errors(case, ours(case, rule).log_probs, reference)
@@ -88,7 +88,7 @@ def test_errors_against_float64_are_no_larger_than_those_of_trls_chunked_head(
     # In bf16 both round the same logits, which is all there is to the error of a log-probability.
     assert our_errors[0] <= 1.001 * their_errors[0]
     assert our_errors[1] <= their_errors[1]
-    assert (our_errors / 8 < torch.tensor([1e-5, 1e-5] if dtype == torch.float32 else [2e-2, 1e-2])).all()
+    assert (our_errors / 5 < torch.tensor([1e-5, 1e-5] if dtype == torch.float32 else [2e-2, 1e-2])).all()
 
 
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(softcap=5.0), LogitRule(scale=0.3, softcap=5.0)])
@@ -138,11 +138,9 @@ def test_of_equal_logits_the_first_is_the_most_likely() -> None:
     assert found.is_top1.tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("tile_rows", [1, 7, 512, 3000, 10_000])
+@pytest.mark.parametrize("tile_rows", [70, 3000, 10_000])
 @pytest.mark.parametrize("at_once", [1, 5000, 1 << 22])
 def test_the_result_does_not_depend_on_the_tiles(tile_rows: int, at_once: int) -> None:
-    if tile_rows * at_once == 1:
-        tile_rows = 100
     case = a_case(torch.float32, tokens=9)
     reference = exact(case, LogitRule())
     case.head.tile_rows = tile_rows
@@ -173,7 +171,7 @@ def test_logits_never_exist(statistics: tuple[Statistic, ...], rule: LogitRule) 
 
 
 def test_without_a_gradient_its_buffer_is_not_made() -> None:
-    case = a_case(torch.float32, type_name="F32", tokens=600)
+    case = a_case(torch.float32, type_name="F32", tokens=300)
     peaks = []
     for wanted in (True, False):
         with StorageWatch(case.head.table.raw, case.hidden) as watch, torch.set_grad_enabled(wanted):
@@ -181,7 +179,7 @@ def test_without_a_gradient_its_buffer_is_not_made() -> None:
         assert found.requires_grad is wanted
         peaks.append(watch.peak_bytes)
         del found
-    assert peaks[0] - peaks[1] > 0.9 * 600 * WIDTH * 4
+    assert peaks[0] - peaks[1] > 0.9 * 300 * WIDTH * 4
 
 
 def test_no_tokens_give_a_zero_that_can_be_differentiated() -> None:
