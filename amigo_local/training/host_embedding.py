@@ -119,9 +119,8 @@ class _Logits(torch.autograd.Function):
         ctx.head, ctx.dtype, ctx.hidden_dtype = head, dtype, hidden.dtype
         rows = hidden.detach().reshape(-1, head.in_features).to(dtype)
         logits = rows.new_empty(rows.shape[0], head.out_features)
-        with torch.autocast(device, enabled=False):
-            for first, weight in head.tiles(dtype):
-                logits[:, first : first + weight.shape[0]] = rows @ weight.t()
+        for first, weight in head.tiles(dtype):
+            logits[:, first : first + weight.shape[0]] = rows @ weight.t()
         return logits.view(*hidden.shape[:-1], head.out_features)
 
     @staticmethod
@@ -129,9 +128,8 @@ class _Logits(torch.autograd.Function):
         head: HostHead = ctx.head
         rows = gradients[0].reshape(-1, head.out_features).to(ctx.dtype)
         total = torch.zeros(rows.shape[0], head.in_features, dtype=torch.float32, device=rows.device)
-        with torch.autocast(rows.device.type, enabled=False):
-            for first, weight in head.tiles(ctx.dtype):
-                total += rows[:, first : first + weight.shape[0]] @ weight
+        for first, weight in head.tiles(ctx.dtype):
+            total += rows[:, first : first + weight.shape[0]] @ weight
         return total.to(ctx.hidden_dtype).view(*gradients[0].shape[:-1], head.in_features), None
 
 

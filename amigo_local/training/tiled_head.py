@@ -79,15 +79,13 @@ class _TiledLogProbs(torch.autograd.Function):
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        # Within autocast a product of f32 tiles would be made in bf16.
-        with torch.autocast(device, enabled=False):
-            running = _Running(hidden, targets, rule, statistics, with_gradient)
-            if targets.numel():
-                low_hidden = hidden.detach().to(dtype)
-                for first, weight in head.tiles(dtype):
-                    running.fold_tile(first, weight, low_hidden, logits_at_once)
-                if running.pulled is not None:
-                    ctx.save_for_backward(running.gradient(head.rows(targets, dtype)))
+        running = _Running(hidden, targets, rule, statistics, with_gradient)
+        if targets.numel():
+            low_hidden = hidden.detach().to(dtype)
+            for first, weight in head.tiles(dtype):
+                running.fold_tile(first, weight, low_hidden, logits_at_once)
+            if running.pulled is not None:
+                ctx.save_for_backward(running.gradient(head.rows(targets, dtype)))
         ctx.hidden_shape, ctx.hidden_dtype = hidden.shape, hidden.dtype
         found = running.statistics(head.shape[0])
         ctx.mark_non_differentiable(*(value for value in found[1:] if value is not None))

@@ -22,12 +22,13 @@ from amigo_local.engine.contract import RecipeRequest
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages import load_stage
+from amigo_local.stages.quantize import QuantizeParams
 from tests.support.command_line import SCRIPT, environment
 from tests.support.forked_worker import VARIABLE, forking_workers
 from tests.support.tiny_run import write_tiny_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork need a POSIX system")
-STAGES = ("unpack", "prepare", "train", "export", "register", "evaluate")
+STAGES = ("tokenizer", "prepare", "quantize", "train", "export", "register", "evaluate")
 # Embedded llama.cpp: what is proven here is the engine; Ollama's part is idempotent and tested with it.
 SETTINGS = ProgramSettings(ollama=OllamaSettings(use=False))
 
@@ -52,11 +53,13 @@ class Loop:
         self.recipe, self.worker = recipe, worker
         self.records: list[Record] = []
 
-    def run(self, kill: str = "") -> Outcome:
+    def run(self, verb: str = "run", kill: str = "") -> Outcome:
         self.records = []
         os.environ[VARIABLE] = kill or " "
         runner = Runner(self.workspace, SETTINGS, load_stage, self.records.append, self.worker)
-        return runner.run("run", RecipeRequest(recipe=str(self.recipe)))
+        if verb == "quantize":
+            return runner.run(verb, QuantizeParams(ref=str(self.recipe.parent / "tiny.gguf")))
+        return runner.run(verb, RecipeRequest(recipe=str(self.recipe)))
 
     def artifacts(self) -> dict[str, Artifact]:
         """Stage -> artifact of the last run, made or found done."""
@@ -99,7 +102,7 @@ def test_killed_at_every_boundary_the_loop_makes_the_same_model(
     assert all(kills[stage] >= 0.5 * counts[stage] for stage in STAGES), (kills, counts)
     assert cut.run().exit_code == 0
     got = cut.artifacts()
-    for stage in ("unpack", "prepare", "train", "export"):
+    for stage in ("tokenizer", "prepare", "quantize", "train", "export"):
         assert got[stage].digest == expected[stage].digest, stage
     assert cut.workspace.unfinished() == []
 
@@ -119,6 +122,25 @@ def test_training_killed_at_every_boundary_resumes_to_the_same_adapter(
         assert got["train"].digest == expected["train"].digest, f"killed after event {boundary}"
         # The same adapter again: what follows from it is still done.
         assert {"export", "register", "evaluate"} <= set(loop.skipped())
+
+
+def test_a_store_whose_maker_is_killed_in_the_middle_of_any_layer_goes_on_to_the_same_bytes(
+    tmp_path: Path, recipe: Path, worker: tuple[str, ...]
+) -> None:
+    """With every record let through: 7 of each of the four layers, which take turns in being the one that is cut."""
+    loop = Loop(tmp_path, recipe, worker)
+    assert loop.run("quantize").exit_code == 0
+    expected = loop.artifacts()["quantize"]
+    loop.workspace.forget(expected)
+    found: list[int] = []
+    while loop.run("quantize", kill="quantize 22 every").exit_code == 1:
+        (partial,) = loop.workspace.unfinished()
+        assert partial.name.startswith("quantize-")
+        found.append(len((partial / "layers.jsonl").read_bytes().splitlines()) - 1)
+        assert len(found) < 6, "it starts over each time"
+    assert found == [0, 1, 2], "layers that were on the disk before each kill"
+    assert loop.artifacts()["quantize"].digest == expected.digest
+    assert loop.workspace.unfinished() == []
 
 
 def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_path: Path, recipe: Path) -> None:
@@ -146,7 +168,7 @@ def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_p
     assert resumed.returncode == 0, resumed.stderr
     events = [decode_record(line) for line in resumed.stdout.splitlines()]
     assert [(e.stage, type(e.event).__name__) for e in events if isinstance(e.event, StageSkipped | StageFinished)] == [
-        ("unpack", "StageSkipped"),
+        ("tokenizer", "StageSkipped"),
         ("prepare", "StageFinished"),
     ]
     runs = list((tmp_path / "runs").iterdir())
@@ -157,7 +179,7 @@ def test_a_stage_that_fails_says_why_and_leaves_no_build_directory(
     tmp_path: Path, recipe: Path, worker: tuple[str, ...]
 ) -> None:
     loop = Loop(tmp_path, recipe, worker)
-    assert loop.run(kill="unpack 3").exit_code == 1
+    assert loop.run(kill="tokenizer 1").exit_code == 1
     failed = [r.event for r in loop.records if isinstance(r.event, StageFailed)]
     assert len(failed) == 1 and "run the same command again" in failed[0].hint
 

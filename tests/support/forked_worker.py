@@ -3,7 +3,8 @@
 `python forked_worker.py serve SOCKET` imports what workers import, then forks one worker per request.
 `python forked_worker.py run SOCKET` stands where `python -m amigo_local.worker` would: it hands its
 streams to a new worker and ends as that one ends, by the same signal or exit code. With
-AMIGO_TEST_KILL="STAGE COUNT" the worker of that stage gets SIGKILL right after its COUNT-th record.
+AMIGO_TEST_KILL="STAGE COUNT" the worker of that stage gets SIGKILL right after its COUNT-th record;
+with "STAGE COUNT every" no progress is thinned out, so that there are more records to die after.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ def _work(kill: str) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  # stays open for the life of the process
     write = worker.own_stdout()
     line = sys.stdin.buffer.readline()
-    stage, _, count = kill.partition(" ")
-    if stage == msgspec.json.decode(line, type=Job).stage:
-        write = _deadly(write, int(count))
     job = msgspec.json.decode(line, type=Job)
+    stage, *how = kill.split() or [""]
+    if stage == job.stage:
+        write = _deadly(write, int(how[0]))
+    import itertools
     import threading
 
-    # With a clock that stands, the same work gives the same records however fast the machine is.
-    os._exit(worker.run_job(job, threading.Event(), write, clock=lambda: 0.0))
+    # With a clock that stands, or that ticks when it is read, the same work gives the same records however fast the
+    # machine is.
+    clock = itertools.count().__next__ if "every" in how else lambda: 0
+    os._exit(worker.run_job(job, threading.Event(), write, clock=clock))
 
 
 def _deadly(write: Callable[[bytes], None], count: int) -> Callable[[bytes], None]:
