@@ -6,7 +6,9 @@ from typing import Literal
 
 import msgspec
 
-ArtifactKind = Literal["gguf", "checkpoint", "tokenizer", "nf4", "adapter", "dataset", "imatrix", "registration", "report"]
+ArtifactKind = Literal[
+    "gguf", "checkpoint", "tokenizer", "nf4", "adapter", "dataset", "imatrix", "registration", "report"
+]
 Figure = float | int | str | bool | None
 
 

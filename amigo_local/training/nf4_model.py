@@ -11,7 +11,7 @@ import torch
 
 from amigo_local.domain.errors import InputError
 from amigo_local.training.copy_engine import CopyEngine
-from amigo_local.training.host_embedding import TILE_ROWS, HostEmbedding, HostHead
+from amigo_local.training.host_embedding import TILE_ROWS, HostEmbedding, HostHead, untie
 from amigo_local.training.host_table import HostTable
 from amigo_local.training.layer_pack import bind, linears_4bit
 from amigo_local.training.nf4_index import BLOCK, CONFIG_FILE, NESTED_BLOCK, LayerSegment, Nf4Linear
@@ -87,6 +87,7 @@ def build_model(
     scale = getattr(given, "scalar_embed_scale", 1.0)  # Gemma's
     model.model.embed_tokens = HostEmbedding(tables[EMBEDDING], scale, compute_dtype, device, given.padding_idx)
     model.lm_head = HostHead(tables.get(HEAD, tables[EMBEDDING]), compute_dtype, device, head_tile_rows, engine)
+    untie(model)
     _place_small(model, store.small(), compute_dtype, device)
     _compute_buffers(model, quantizer, device)
     model.eval()

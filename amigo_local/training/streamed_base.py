@@ -18,7 +18,7 @@ from amigo_local.training.layer_streaming import LayerStreamer, initialise_magni
 from amigo_local.training.nf4_store import Nf4Store, open_store
 
 KEEP_DECODED_BYTES = 512 << 20
-"""Of the head, on a processor: decoding SmolLM2's at every micro-batch would cost a tenth of a second each."""
+"""Of the head, on a processor: decoding it anew at every micro-batch costs 5 % (Q8_0) to 17 % (Q6_K) of the head."""
 
 
 class StreamedLayers:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate  # type: ignore[import-untyped]  # ships no types
+import accelerate
 import numpy as np
 import torch
 import transformers

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from amigo_local.domain.events import AnyEvent, MetricLogged
-from amigo_local.domain.plan import Batching
 from amigo_local.domain.memory_plan import MemoryPlan
+from amigo_local.domain.plan import Batching
 from amigo_local.domain.recipe import DpoSettings, TrainSettings
 from amigo_local.training.frozen_base import LoadedBase, base_from_checkpoint
 from tests.support.tiny_preferences import END, HELD_OUT, PAIRS, PLAN, SETTINGS, TinyDpo, changed, log_of, texts

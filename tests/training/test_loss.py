@@ -10,10 +10,8 @@ import torch
 
 from amigo_local.domain.events import MetricLogged
 from amigo_local.domain.memory_plan import Batching
-from amigo_local.training.head import ROWS_PER_TILE, applies_to, completion_loss
 from amigo_local.training.sample_file import SampleFile
 from amigo_local.training.samples import training_order
-from tests.support.tiny_checkpoint import write_tiny_checkpoint
 
 from .conftest import PLAN, SETTINGS, WITHOUT_DROPOUT, Train
 
@@ -53,18 +51,10 @@ def losses_by_hand(base: Path, dataset: Path, batch: int) -> tuple[float, float]
     return sum(completion) / len(completion), sum(everything) / len(everything)
 
 
-@pytest.mark.parametrize(("packing", "lean"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("packing", [True, False])
 def test_the_first_loss_is_the_mean_cross_entropy_of_the_completions(
-    packing: bool,
-    lean: bool,
-    train: Train,
-    tiny_base: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    packing: bool, train: Train, tiny_base: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    if not lean:  # as on a GPU, and where the head stays on the host
-        monkeypatch.setattr("amigo_local.training.adapter_trainer.applies_to", lambda model: False)
     one_step = msgspec.structs.replace(WITHOUT_DROPOUT, max_steps=1, packing=packing)
     _, events = train(tmp_path, one_step)
     masked, unmasked = losses_by_hand(tiny_base, tiny_dataset, SETTINGS.effective_batch)
@@ -97,34 +87,6 @@ def test_training_lowers_the_loss_and_lora_stays_in_f32(uninterrupted: Path) -> 
     assert len(weights) == 2 * 7 * 2  # A and B, seven linears, two layers
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert all(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
-
-
-@pytest.mark.parametrize("rows", [5, ROWS_PER_TILE, ROWS_PER_TILE + 3])
-def test_the_tiled_head_equals_torch_cross_entropy_in_loss_and_gradient(rows: int) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    hidden = torch.randn(2, rows + 1, 16, generator=generator, requires_grad=True)
-    weight = torch.randn(50, 16, generator=generator)
-    labels = torch.randint(0, 50, (2, rows + 1), generator=generator)
-    labels[0, : rows // 2] = -100
-
-    (3 * completion_loss(hidden, weight, labels)).backward()
-    found, hidden.grad = hidden.grad, None
-    logits = torch.nn.functional.linear(hidden[:, :-1], weight)
-    expected = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, 50), labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
-    )
-    (3 * expected).backward()
-    torch.testing.assert_close(completion_loss(hidden, weight, labels), expected, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_the_lean_head_is_left_alone_where_logits_are_changed(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(write_tiny_checkpoint(tmp_path))
-    assert applies_to(model)
-    model.config.final_logit_softcapping = 30.0  # Gemma 2
-    assert not applies_to(model)
 
 
 def test_peft_loads_the_adapter_and_it_carries_no_path_of_this_machine(uninterrupted: Path, tiny_base: Path) -> None:
