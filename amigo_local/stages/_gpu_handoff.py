@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from amigo_local.domain.events import Emit, Note
 from amigo_local.domain.units import MIB, format_size
 from amigo_local.engine.machine import is_wsl
-from amigo_local.serving.ollama_server import OllamaServer
+
+if TYPE_CHECKING:
+    from amigo_local.serving.ollama_server import OllamaServer
 
 WAIT_SECONDS = 30.0
 """For VRAM to come back; Ollama itself gives up on it after 5 s (server/sched.go: waitForVRAMRecovery)."""

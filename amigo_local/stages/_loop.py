@@ -80,7 +80,8 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     checkpoint, shape = None, source.shape()
     if recipe.model.base:
         checkpoint, shape = _given_base(recipe.model.base, source, context)
-    elif recipe.train.quantization == "none":
+    started = start_adapter(recipe, resolve(checkpoint, context) if checkpoint else source, context)
+    if checkpoint is None and recipe.train.quantization == "none":
         checkpoint = (yield Step("unpack", UnpackParams(ref=str(ref), dtype=recipe.model.dtype))).path
     tokenizer = checkpoint or (yield Step("tokenizer", TokenizerParams(ref=str(ref)))).path
     dataset = yield Step("prepare", PrepareParams(checkpoint=tokenizer, data=recipe.data))
@@ -94,7 +95,7 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
             base=frozen,
             source=checkpoint or str(ref),
             dataset=dataset.path,
-            start_adapter=start_adapter(recipe.train.adapter, context),
+            start_adapter=started,
             train=msgspec.structs.replace(recipe.train, adapter=None),
             max_length_tokens=recipe.data.max_length_tokens,
             shape=shape,
@@ -154,8 +155,12 @@ def source_ref(request: RecipeRequest, recipe: Recipe) -> ModelRef:
     return parse_model_ref(text)
 
 
-def start_adapter(text: str | None, context: StageContext) -> str | None:
-    """Directory of the adapter that `train.adapter` names: a folder, or the newest of `run:ID`."""
+def start_adapter(recipe: Recipe, base: ResolvedModel, context: StageContext) -> str | None:
+    """Directory of the adapter that `train.adapter` names: a folder, or the newest of `run:ID`. What can't be gone on
+    from is refused before anything is made."""
+    from amigo_local.training.adapter import check_start
+
+    text = recipe.train.adapter
     if text is None:
         return None
     if text.startswith("run:"):
@@ -163,10 +168,16 @@ def start_adapter(text: str | None, context: StageContext) -> str | None:
         made = [a.path for a in run_artifacts(context.workspace, run_id) if a.kind == "adapter"]
         if not made:
             raise InputError(f"train.adapter: run {run_id} has trained no adapter", f"amigo-local runs show {run_id}")
-        return made[-1]
-    path = Path(text).expanduser().absolute()
-    if not (path / "adapter_config.json").is_file():
-        raise InputError(f"train.adapter: {path} holds no adapter_config.json", "give an adapter's directory or run:ID")
+        path = Path(made[-1])
+    else:
+        path = Path(text).expanduser().absolute()
+        if not (path / "adapter_config.json").is_file():
+            raise InputError(
+                f"train.adapter: {path} holds no adapter_config.json", "give an adapter's directory or run:ID"
+            )
+    # A base that is a config.json alone, or a checkpoint that isn't made yet, has no digest to compare.
+    if base.config is None and (base.checkpoint or recipe.train.quantization == "nf4"):
+        check_start(path, base.digest, recipe.train.lora)
     return str(path)
 
 

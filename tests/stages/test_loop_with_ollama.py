@@ -73,10 +73,10 @@ def test_both_answered_through_the_server(loop: FinishedLoop) -> None:
 
 
 def test_the_checks_are_stored_with_what_they_were_made_on(loop: FinishedLoop) -> None:
-    unpacked, exported = loop.finished("unpack").figures, loop.finished("export").figures
-    assert unpacked["differing_texts"] == 0
-    assert 0 <= float(unpacked["kl_mean"] or 0) < 0.05
-    assert 0 <= float(exported["kl_mean"] or 0) < 0.1  # q8_0
+    tokenizer, quantized, exported = (loop.finished(name).figures for name in ("tokenizer", "quantize", "export"))
+    assert tokenizer["differing_texts"] == 0 and int(tokenizer["texts"] or 0) > 500
+    assert 0.08 < float(quantized["mean_error"] or 0) < 0.1 and quantized["linears"] == 28  # NF4 of normal weights
+    assert 0 < float(exported["kl_mean"] or 0) < 0.1  # q8_0
     stored = json.loads(next((loop.home / "artifacts").glob("export-*.json")).read_text())
     assert stored["figures"]["kl_mean"] == exported["kl_mean"]
 
@@ -95,7 +95,7 @@ def test_the_export_keeps_metadata_and_changes_the_weights(loop: FinishedLoop) -
 
 def test_a_second_run_skips_everything_and_a_removed_tag_is_registered_again(loop: FinishedLoop) -> None:
     code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
-    assert code == 0 and len(events(records, StageSkipped)) == 6 and not events(records, StageFinished)
+    assert code == 0 and len(events(records, StageSkipped)) == 7 and not events(records, StageFinished)
     httpx.request("DELETE", f"{loop.url}/api/delete", json={"model": REFINED}).raise_for_status()
     code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
     assert code == 0
@@ -107,13 +107,14 @@ def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
     (table,) = events(records, Table)
     assert code == 0
     assert [row[:2] for row in table.rows] == [  # type: ignore[union-attr]
-        (stage, "done") for stage in ("unpack", "prepare", "train", "export", "register", "evaluate")
+        (stage, "done") for stage in ("tokenizer", "prepare", "quantize", "train", "export", "register", "evaluate")
     ]
     other = ["--set", "train.learning_rate=5e-4", *loop.store]
     _, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *other, ollama=loop.url)
-    (table,) = events(records, Table)
+    table, levers = events(records, Table)
+    assert table.title == "Plan of " + str(loop.recipe) and levers.title == "Levers of training"  # type: ignore[union-attr]
     states = {row[0]: row[1] for row in table.rows}  # type: ignore[union-attr]
-    assert states["prepare"] == "done" and states["train"] == states["evaluate"] == "to do"
+    assert states["prepare"] == states["quantize"] == "done" and states["train"] == states["evaluate"] == "to do"
 
 
 def test_memory_that_is_too_small_for_training_is_refused_with_the_nearest_that_fits(loop: FinishedLoop) -> None:
@@ -181,20 +182,20 @@ def test_models_lists_tags_and_artifacts_and_shows_lineage(loop: FinishedLoop) -
     text = loop.amigo("models", "show", REFINED)
     assert "llama" in text and SYSTEM.split("\t")[0] in text
     made = [line.split()[0] for line in text.partition("Lineage")[2].splitlines() if line.strip()]
-    assert made[1] == "export" and "train" in made and "unpack" in made
+    assert made[1] == "export" and {"train", "quantize", "prepare", "tokenizer"} < set(made)
 
 
 def test_runs_lists_shows_and_cleans_only_when_told(loop: FinishedLoop) -> None:
     assert "done" in loop.amigo("runs")
     text = loop.amigo("runs", "show", loop.records[0].run_id)
-    assert "unpack" in text and "kl_mean" in text
+    assert "tokenizer" in text and "quantize" in text and "kl_mean" in text
     junk = loop.home / "artifacts" / "train-dead.partial"
     junk.mkdir()
     (junk / "half").write_bytes(b"x" * 1000)
     assert "nothing was removed" in loop.amigo("runs", "clean") and junk.exists()
     assert "freed 1000 B" in loop.amigo("runs", "clean", "--yes") and not junk.exists()
     code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
-    assert code == 0 and len(events(records, StageSkipped)) == 6, "clean took something that was needed"
+    assert code == 0 and len(events(records, StageSkipped)) == 7, "clean took something that was needed"
 
 
 def test_evaluate_by_hand_uses_the_held_out_prompts_of_the_newest_run(loop: FinishedLoop) -> None:

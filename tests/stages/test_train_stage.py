@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 import os
 import shutil
@@ -15,60 +15,11 @@ import safetensors.numpy
 from gguf import GGUFReader
 
 from amigo_local.domain.artifact import Artifact
-from amigo_local.domain.events import Note, Record, StageFailed, StageFinished, StageSkipped
-from amigo_local.domain.settings import OllamaSettings, ProgramSettings
-from amigo_local.engine.contract import RecipeRequest, Stage
-from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
-from amigo_local.stages import load_stage
 from amigo_local.stages._serving import library
 from amigo_local.weights.unpack import unpack
 from tests.support.altered_checkpoint import altered, low_rank
-from tests.support.tiny_run import write_tiny_run
-
-LOOP = ["tokenizer", "prepare", "quantize", "train", "export", "register", "evaluate"]
-
-
-def in_this_process(name: str) -> Stage:
-    """A worker takes seconds to start; what it runs is the same."""
-    return dataclasses.replace(load_stage(name), place="here")
-
-
-class Home:
-    """One home, and the records of the newest run on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.recipe = folder, write_tiny_run(folder)
-        self.gguf = folder / "tiny.gguf"
-        self.workspace = Workspace(folder / "home")
-        self.records: list[Record] = []
-
-    def run(self, *overrides: str, verb: str = "run") -> Outcome:
-        self.records = []
-        settings = ProgramSettings(ollama=OllamaSettings(use=False))
-        runner = Runner(self.workspace, settings, in_this_process, self.records.append)
-        return runner.run(verb, RecipeRequest(recipe=str(self.recipe), overrides=overrides))
-
-    def done(self, *overrides: str, verb: str = "run") -> dict[str, Artifact]:
-        """Stage -> artifact, made or found, of a run that must succeed."""
-        outcome = self.run(*overrides, verb=verb)
-        assert outcome.exit_code == 0, outcome.error
-        found = (r.event.artifact for r in self.records if isinstance(r.event, StageFinished | StageSkipped))
-        return {artifact.stage: artifact for artifact in found if artifact}
-
-    def refused(self, *overrides: str, verb: str = "run") -> StageFailed:
-        outcome = self.run(*overrides, verb=verb)
-        assert outcome.exit_code == 2 and outcome.error is not None and outcome.error.hint
-        return outcome.error
-
-    def made(self) -> list[str]:
-        return [r.stage for r in self.records if isinstance(r.event, StageFinished)]
-
-    def skipped(self) -> list[str]:
-        return [r.stage for r in self.records if isinstance(r.event, StageSkipped)]
-
-    def notes(self) -> list[str]:
-        return [r.event.text for r in self.records if isinstance(r.event, Note)]
+from tests.support.tiny_home import LOOP, Home
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,8 +85,7 @@ def test_a_second_run_skips_everything_and_a_removed_tag_is_registered_again(
     again = home.done()
     assert home.skipped() == LOOP and home.made() == []
     assert {stage: a.digest for stage, a in again.items()} == {stage: a.digest for stage, a in sft.items()}
-    context = Runner(home.workspace, ProgramSettings(ollama=OllamaSettings(use=False)), load_stage, print).context("x")
-    library(context).remove("tiny-refined:latest")
+    library(home.runner().context("register")).remove("tiny-refined:latest")
     home.done()
     assert home.made() == ["register"]
 
@@ -189,15 +139,6 @@ def test_dpo_goes_on_from_the_adapter_of_a_run_to_a_registered_tag(home: Home, s
     assert "start_adapter" not in bare.sources and bare.digest != train.digest
 
 
-def test_an_adapter_of_another_rank_is_refused_by_the_loop(home: Home, sft: dict[str, Artifact]) -> None:
-    error = home.refused(f"train.adapter={sft['train'].path}", "train.lora.rank=8", verb="train")
-    assert "of another rank: it has 4, train.lora.rank is 8" in error.message
-    error = home.refused(f"train.adapter={home.folder}", verb="train")
-    assert "holds no adapter_config.json" in error.message and home.made() == []
-    error = home.refused("train.adapter=run:nonsense", verb="train")
-    assert "there is no run nonsense" in error.message and home.made() == []
-
-
 def test_without_quantization_it_trains_on_an_unpacked_checkpoint(home: Home, sft: dict[str, Artifact]) -> None:
     artifacts = home.done("train.quantization=none", verb="train")
     assert list(artifacts) == ["unpack", "prepare", "train"]
@@ -206,7 +147,6 @@ def test_without_quantization_it_trains_on_an_unpacked_checkpoint(home: Home, sf
     assert (Path(artifacts["unpack"].path) / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_ones_own_is_quantized_and_exported_from(home: Home, sft: dict[str, Artifact]) -> None:
     """Its weights differ from the GGUF's, so what the result holds says where it came from."""
     unpack(home.gguf, home.folder / "unpacked", "f32", lambda event: None)
@@ -234,14 +174,12 @@ def test_a_checkpoint_of_ones_own_is_quantized_and_exported_from(home: Home, sft
     assert float(str(artifacts["export"].figures["kl_mean"])) < 0.1
 
 
-@pytest.mark.slow
 def test_the_run_is_the_same_in_another_home(home: Home, sft: dict[str, Artifact], tmp_path: Path) -> None:
     """Nothing of a place gets into what is made."""
     shutil.copyfile(home.recipe, tmp_path / "tiny.yaml")
     shutil.copyfile(home.folder / "pairs.jsonl", tmp_path / "pairs.jsonl")
-    other = Home.__new__(Home)
-    other.folder, other.recipe, other.gguf = tmp_path, tmp_path / "tiny.yaml", home.gguf
-    other.workspace, other.records = Workspace(tmp_path / "home"), []
+    other = copy.copy(home)
+    other.recipe, other.workspace = tmp_path / "tiny.yaml", Workspace(tmp_path / "home")
     artifacts = other.done(verb="train")
     for stage in ("tokenizer", "prepare", "quantize", "train"):
         assert artifacts[stage].digest == sft[stage].digest, stage

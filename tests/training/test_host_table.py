@@ -160,7 +160,7 @@ def test_bytes_that_cannot_be_a_table_are_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TYPES)
 def test_a_card_sees_the_same_tiles(name: str) -> None:
-    from amigo_local.training.copy_engine import CudaEngine
+    from amigo_local.training.cuda_engine import CudaEngine
 
     table, whole = a_table(name)
     card = torch.device("cuda", 0)

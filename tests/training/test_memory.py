@@ -14,7 +14,6 @@ from amigo_local.domain.units import MIB
 from amigo_local.stages._shapes import named_shape
 from amigo_local.training import cpu_memory
 from amigo_local.training.fit import budget
-from amigo_local.training.memory import check_fits, estimate_training
 from amigo_local.training.memory_formula import ASSUMED, Job
 from amigo_local.training.memory_plan import choose_plan, fitted, needs
 from tests.support.planning import GEMMA_3_12B, LLAMA_3_1_8B, SMOLLM2_135M, machine
@@ -266,26 +265,26 @@ def test_ram_prediction_is_never_under_and_at_most_a_tenth_over_what_was_measure
 
 
 def test_smollm_fits_a_small_machine_and_the_nearest_change_is_named_when_it_does_not() -> None:
-    check_fits(SMOLLM2_135M, RANK_16, 1024, machine(ram_gib=4))
+    choose_plan(SMOLLM2_135M, RANK_16, 1024, machine(ram_gib=4))
     with pytest.raises(InputError, match=r"^RAM: training needs 2.8 GiB, there are 1.9 GiB") as refused:
-        check_fits(SMOLLM2_135M, RANK_16, 1024, machine(ram_gib=2))
+        choose_plan(SMOLLM2_135M, RANK_16, 1024, machine(ram_gib=2))
     assert refused.value.hint == "--set data.max_length_tokens=256 would fit (1.5 GiB RAM)"
-    check_fits(SMOLLM2_135M, RANK_16, 256, machine(ram_gib=2))
+    choose_plan(SMOLLM2_135M, RANK_16, 256, machine(ram_gib=2))
     with pytest.raises(InputError, match=r"^disk: ") as refused:
-        check_fits(SMOLLM2_135M, RANK_16, 256, machine(disk_gib=0.1))
+        choose_plan(SMOLLM2_135M, RANK_16, 256, machine(disk_gib=0.1))
     assert refused.value.hint == "free 99.9 MiB of disk, or give another --home"
     with pytest.raises(InputError) as refused:
-        check_fits(GEMMA_3_12B, SETTINGS, 1024, machine(ram_gib=8))
+        choose_plan(GEMMA_3_12B, SETTINGS, 1024, machine(ram_gib=8))
     assert "RAM" in refused.value.message
     assert "smaller model" in refused.value.hint
 
 
 def test_a_processor_takes_the_micro_batch_that_is_asked_for_or_the_largest_that_pays() -> None:
     forced = msgspec.structs.replace(RANK_16, micro_batch=4)
-    assert estimate_training(SMOLLM2_135M, forced, 256, machine())[1] == Batching(micro_batch=4, accumulation=2)
-    assert estimate_training(SMOLLM2_135M, RANK_16, 256, machine())[1] == Batching(micro_batch=2, accumulation=4)
+    assert choose_plan(SMOLLM2_135M, forced, 256, machine()).batching == Batching(micro_batch=4, accumulation=2)
+    assert choose_plan(SMOLLM2_135M, RANK_16, 256, machine()).batching == Batching(micro_batch=2, accumulation=4)
     with pytest.raises(InputError) as refused:
-        check_fits(SMOLLM2_135M, msgspec.structs.replace(RANK_16, micro_batch=8), 256, machine(ram_gib=3))
+        choose_plan(SMOLLM2_135M, msgspec.structs.replace(RANK_16, micro_batch=8), 256, machine(ram_gib=3))
     assert refused.value.hint.startswith("--set train.micro_batch=1 would fit")
     found = choose_plan(SMOLLM2_135M, RANK_16, 256, machine())
     assert (found.device, found.optimizer, found.recompute, found.vram) == ("cpu", "adamw_torch", False, ())

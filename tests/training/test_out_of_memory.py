@@ -15,6 +15,7 @@ from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.checkpointed_trainer import PLAN as PLAN_FILE
 from amigo_local.training.checkpointed_trainer import PlanInForce
+from amigo_local.training.copy_engine import Traffic
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase, base_from_checkpoint
 from amigo_local.training.sample_file import SampleFile
 from amigo_local.training.samples import training_order
@@ -64,8 +65,12 @@ class Gauge:
     def reset(self) -> None:
         self.resets += 1
 
-    def close(self) -> None:
-        pass
+    def initialise_magnitudes(self) -> None: ...
+
+    def traffic(self) -> Traffic:
+        return Traffic()
+
+    def close(self) -> None: ...
 
 
 def run(gauge: Gauge, base: Path, dataset: Path, out: Path, settings: TrainSettings = SHORT) -> list[AnyEvent]:

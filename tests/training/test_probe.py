@@ -37,6 +37,7 @@ CARD = MemoryPlan(
     vram=(Part("CUDA context", CONTEXT), Part("resident layers", 21 * LAYER), Part("the rest", 2700 * MIB)),
     vram_budget_bytes=BUDGET,
     step_seconds=80.0,
+    tokens_per_second=102.4,
 )
 
 
