@@ -25,7 +25,7 @@ def chain_until(last: str) -> Callable[[RecipeRequest, StageContext], Chain]:
     """The loop's steps up to and including `last`."""
 
     def steps(request: RecipeRequest, context: StageContext) -> Chain:
-        whole = loop(request, context)
+        whole = loop(request, context, warn=last != "prepare")
         artifact = None
         while True:
             try:
@@ -48,14 +48,14 @@ def say_what_is_there(report: Artifact, context: StageContext) -> None:
     context.note(f"talk to both: amigo-local chat {' '.join(refs)}", "good")
 
 
-def loop(request: RecipeRequest, context: StageContext) -> Chain:
+def loop(request: RecipeRequest, context: StageContext, *, warn: bool = False) -> Chain:
     """pull → tokenizer → prepare → quantize → train → export → register → evaluate.
 
     No copy of the weights is made but the NF4 store that training reads; a recipe without quantization trains on an
     unpacked checkpoint instead.
 
     Only artifacts' paths and digests pass from step to step, so that `plan` can walk the same story
-    with what isn't made yet.
+    with what isn't made yet. warn: says before the first step when training won't fit this machine.
     """
     from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages.evaluate import EvaluateParams
@@ -81,6 +81,8 @@ def loop(request: RecipeRequest, context: StageContext) -> Chain:
     if recipe.model.base:
         checkpoint, shape = _given_base(recipe.model.base, source, context)
     started = start_adapter(recipe, resolve(checkpoint, context) if checkpoint else source, context)
+    if warn:
+        _warn_unless_it_fits(recipe, shape, context)
     if checkpoint is None and recipe.train.quantization == "none":
         checkpoint = (yield Step("unpack", UnpackParams(ref=str(ref), dtype=recipe.model.dtype))).path
     tokenizer = checkpoint or (yield Step("tokenizer", TokenizerParams(ref=str(ref)))).path
@@ -145,6 +147,18 @@ def _check_sources(recipe: Recipe) -> None:
             f"train.method is {recipe.train.method}, and data.sources gives {found}",
             f"give each source the columns of {needed}, or change train.method",
         )
+
+
+def _warn_unless_it_fits(recipe: Recipe, shape: ModelShape, context: StageContext) -> None:
+    """No more than a warning: whether training is done already isn't known before the steps that lead to it."""
+    from amigo_local.stages.train import with_ollamas_share
+    from amigo_local.training.memory_plan import choose_plan
+
+    machine = with_ollamas_share(context)
+    try:
+        choose_plan(shape, recipe.train, recipe.data.max_length_tokens, machine)
+    except InputError as error:
+        context.note(f"training won't fit as things are now: {error.message}", "warning", error.hint)
 
 
 def source_ref(request: RecipeRequest, recipe: Recipe) -> ModelRef:

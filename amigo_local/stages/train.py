@@ -62,7 +62,7 @@ def inputs(params: TrainParams, context: StageContext) -> dict[str, str]:
 def needs(params: TrainParams, context: StageContext) -> Needs:
     from amigo_local.training import memory_plan
 
-    plan = choose_plan(params, _with_ollamas_share(context))
+    plan = choose_plan(params, with_ollamas_share(context))
     samples, mean_length = _measured_set(Path(params.dataset))
     return memory_plan.needs(plan, params.train, samples=samples, mean_length_tokens=mean_length)
 
@@ -155,7 +155,7 @@ def _measured_set(dataset: Path) -> tuple[int | None, float | None]:
     return figures.train_samples, figures.train_tokens / max(1, figures.train_samples)
 
 
-def _with_ollamas_share(context: StageContext) -> Machine:
+def with_ollamas_share(context: StageContext) -> Machine:
     """The machine as it will be once Ollama has let go of the card."""
     machine = context.machine
     if machine.gpu_name is None or machine.vram_free_bytes is None or machine.vram_total_bytes is None:

@@ -58,6 +58,14 @@ class PreferenceTrainer(StepTrainer, DPOTrainer):  # type: ignore[misc]  # trl s
             self._metrics[mode][name] += told[name] * pairs
         return mean * pairs
 
+    def rehearse_loss(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
+        reference, nothing = self.reference, {row.index: (0.0, 0.0) for row in rows}
+        self.reference = {"train": nothing, "eval": nothing}
+        try:
+            return self.run_micro_batch(model, rows)
+        finally:
+            self.reference = reference
+
     def reference_of(self, rows: Sequence[StepRow], told: Callable[[int], None]) -> dict[int, Logps]:
         """By a row's index, what the model as it is now gives the rows of one step; dropout is off.
 

@@ -45,8 +45,8 @@ def is_worth_it(plan: MemoryPlan, steps: int) -> bool:
     return plan.device == "cuda" or (plan.step_seconds or 0.0) * steps > CPU_SECONDS_WORTH_A_PROBE
 
 
-class PlanChanged(Exception):
-    """Raised where training was to start: it has to be built anew, by the corrected plan."""
+class BuildAnew(Exception):
+    """Raised where training was to start: it has to be built anew, by the corrector's plan."""
 
 
 class PlanCorrector:

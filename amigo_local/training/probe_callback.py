@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from amigo_local.training.micro_batches import StepRow, footprint
-from amigo_local.training.probe import PlanChanged, PlanCorrector
+from amigo_local.training.probe import BuildAnew, PlanCorrector
 from amigo_local.training.rehearsal import Measured, Meter, Rehearsal, rehearse, scratch_optimizer
 
 AS_HEAVY_AS_CAN_BE = 0.98
@@ -20,19 +20,28 @@ class ProbeCallback(TrainerCallback):  # type: ignore[misc]  # transformers ship
     """Comes before EventReporter, whose clock starts after it.
 
     Where training begins everything is as it will be: recomputing is on, the model is wrapped for bf16, a resumed
-    adapter is in its place. Raises PlanChanged out of `trainer.train()` when it is to be built anew.
+    adapter is in its place. Raises BuildAnew out of `trainer.train()` when it is to be built anew.
     """
 
     def __init__(
-        self, trainer: Any, corrector: PlanCorrector, meter: Meter, clock: Callable[[], float] = time.monotonic
+        self,
+        trainer: Any,
+        corrector: PlanCorrector,
+        meter: Meter,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        only_probe: bool = False,
     ) -> None:
+        """only_probe: raises BuildAnew when the plan is settled, too."""
         self._trainer, self._corrector, self._meter, self._clock = trainer, corrector, meter, clock
+        self._only_probe = only_probe
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._corrector.settled:
             return
-        if not self._corrector.judge(rehearse_trainer(self._trainer, self._meter, self._clock)):
-            raise PlanChanged
+        unchanged = self._corrector.judge(rehearse_trainer(self._trainer, self._meter, self._clock))
+        if self._only_probe or not unchanged:
+            raise BuildAnew
 
 
 def rehearse_trainer(trainer: Any, meter: Meter, clock: Callable[[], float] = time.monotonic) -> Measured:
@@ -42,7 +51,7 @@ def rehearse_trainer(trainer: Any, meter: Meter, clock: Callable[[], float] = ti
     held_out = heaviest_micro_batch(trainer, setup.held_out, range(len(setup.held_out)))
 
     def run_step() -> None:
-        trainer.accelerator.backward(trainer.run_micro_batch(model, heaviest) / trainer.loss_terms(heaviest))
+        trainer.accelerator.backward(trainer.rehearse_loss(model, heaviest) / trainer.loss_terms(heaviest))
 
     metrics = {mode: {name: list(values) for name, values in m.items()} for mode, m in trainer._metrics.items()}
     try:
@@ -51,7 +60,7 @@ def rehearse_trainer(trainer: Any, meter: Meter, clock: Callable[[], float] = ti
                 model=model,
                 tokens=footprint([row.lengths for row in heaviest], setup.packing),
                 run_step=run_step,
-                evaluate=(lambda: trainer.run_micro_batch(model, held_out)) if held_out else None,
+                evaluate=(lambda: trainer.rehearse_loss(model, held_out)) if held_out else None,
                 make_optimizer=lambda parameters: scratch_optimizer(setup.plan.optimizer, parameters),
                 streaming=setup.streamer,
                 forget_pass=setup.streamer.reset if setup.streamer is not None else lambda: None,

@@ -63,6 +63,10 @@ class StepTrainer(CheckpointedTrainer):
         """How many terms these rows have, which the mean is over: completion tokens (SFT), pairs (DPO)."""
         raise NotImplementedError
 
+    def rehearse_loss(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
+        """As `run_micro_batch`, before anything that a run computes ahead is there."""
+        return self.run_micro_batch(model, rows)
+
     def token_logps(self, micro_batch: MicroBatch) -> torch.Tensor:
         """log p of each completion token, (tokens,) f32, in the order of the micro-batch's sequences."""
         # The contract of TRL's add_fused_lm_head: log_probs (rows, width - 1), 0 where the label is ignored.

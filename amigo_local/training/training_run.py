@@ -22,7 +22,7 @@ from amigo_local.training.adapter import CONFIG, WEIGHTS, check_start, keep_in_f
 from amigo_local.training.checkpoints import CheckpointFolder, step_of
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase
 from amigo_local.training.micro_batches import StepRow
-from amigo_local.training.probe import PlanChanged, PlanCorrector, Probing, is_worth_it
+from amigo_local.training.probe import BuildAnew, PlanCorrector, Probing, is_worth_it
 from amigo_local.training.process import prepare_process, quiet_and_offline
 from amigo_local.training.samples import file_digest, total_steps, training_order
 from amigo_local.training.trackers import check_trackers, tracker_callbacks
@@ -107,12 +107,13 @@ def train(
     run: TrainingRun,
     trainer_class: Callable[..., Any],
     arguments: Callable[[MemoryPlan], Any],
-    before: Callable[[Any], None] = lambda trainer: None,
+    before: Callable[[Any], None] | None = None,
 ) -> dict[str, Figure]:
     """Trains and writes the adapter and its log into `run.out_dir`; a second call goes on where the first was cut.
 
-    trainer_class: a StepTrainer. arguments: what `step_arguments` gives for a plan. before: called with the trainer as
-    it stands at the start, the start adapter in it, whether it then resumes or not.
+    trainer_class: a StepTrainer. arguments: what `step_arguments` gives for a plan. before: work that may take long,
+    done once the plan is settled, with the trainer as it stands at the start, the start adapter in it, whether it then
+    resumes or not.
 
     Raises InputError for what can't be trained; Cancelled when `run.emit` does, after saving a checkpoint.
     """
@@ -126,11 +127,14 @@ def train(
         while True:
             loaded = run.base.load(run.plan)
             try:
-                trainer, reporter = _build(run, loaded, trainer_class, arguments(run.plan), corrector)
-                before(trainer)
+                # Probed by a trainer of its own, where something long comes before the training.
+                only_probe = before is not None and corrector is not None and not corrector.settled
+                trainer, reporter = _build(run, loaded, trainer_class, arguments(run.plan), corrector, only_probe)
+                if before is not None and not only_probe:
+                    before(trainer)
                 _train(trainer, resume)
                 break
-            except PlanChanged:
+            except BuildAnew:
                 assert corrector is not None
                 run = msgspec.structs.replace(run, plan=corrector.plan)
             finally:
@@ -179,6 +183,7 @@ def _build(
     trainer_class: Callable[..., Any],
     arguments: Any,
     corrector: PlanCorrector | None,
+    only_probe: bool,
 ) -> tuple[Any, Any]:
     """The trainer over the whole run's rows in their order, and what reports on it."""
     from datasets import Dataset
@@ -235,12 +240,12 @@ def _build(
     )
     trainer.after_micro_batch = reporter.micro_batch_done
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
-    for callback in (*_probes(run, trainer, corrector), reporter, *_trackers(run)):
+    for callback in (*_probes(run, trainer, corrector, only_probe), reporter, *_trackers(run)):
         trainer.add_callback(callback)
     return trainer, reporter
 
 
-def _probes(run: TrainingRun, trainer: Any, corrector: PlanCorrector | None) -> list[Any]:
+def _probes(run: TrainingRun, trainer: Any, corrector: PlanCorrector | None, only_probe: bool) -> list[Any]:
     if corrector is None:
         return []
     from amigo_local.training.probe_callback import ProbeCallback
@@ -249,7 +254,7 @@ def _probes(run: TrainingRun, trainer: Any, corrector: PlanCorrector | None) -> 
     assert run.probing is not None
     device = trainer.args.device
     meter = CudaMeter(device, run.probing.vram_free_bytes) if device.type == "cuda" else ProcessMeter()
-    return [ProbeCallback(trainer, corrector, meter)]
+    return [ProbeCallback(trainer, corrector, meter, only_probe=only_probe)]
 
 
 def _trackers(run: TrainingRun) -> list[Any]:

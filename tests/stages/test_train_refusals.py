@@ -221,8 +221,8 @@ def test_a_card_that_torch_does_not_reach_is_told_and_training_is_planned_for_th
 def test_too_little_memory_for_the_plan_is_refused_with_the_nearest_that_fits(
     home: Home, done: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(home, "machine", MachineBudget(ram="580MiB"))
+    monkeypatch.setattr(home, "machine", MachineBudget(ram="660MiB"))
     error = home.refused("train.seed=7")
-    assert error.message.startswith("RAM: training needs ") and "there are 539.4 MiB" in error.message  # 93 %
+    assert error.message.startswith("RAM: training needs ") and "there are 613.8 MiB" in error.message  # 93 %
     assert "train.micro_batch=1 would fit" in error.hint
     assert home.made() == []

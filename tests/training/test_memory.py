@@ -255,26 +255,26 @@ def test_the_whole_run_takes_as_many_steps_as_samples_or_max_steps_ask_for() -> 
 @pytest.mark.parametrize(
     ("tokens", "micro_batch", "measured_mib"),
     # Peak RSS of SmolLM2-135M, NF4, rank 16, two optimizer steps on a 2-core EPYC (Zen 4), Linux.
-    [(64, 1, 1013), (256, 1, 1374), (256, 2, 1906), (256, 4, 2743), (256, 8, 4369), (1024, 1, 2736)],
+    [(64, 1, 853), (256, 1, 1139), (256, 2, 1568), (256, 4, 2459), (256, 8, 4319), (1024, 1, 2372)],
 )
-def test_ram_prediction_is_never_under_and_at_most_a_tenth_over_what_was_measured(
+def test_ram_prediction_is_never_under_what_was_measured_and_at_most_six_percent_over(
     tokens: int, micro_batch: int, measured_mib: int
 ) -> None:
     parts = cpu_memory.ram_parts(SMOLLM2_135M, RANK_16, tokens, micro_batch)
-    assert measured_mib < sum(part.nbytes for part in parts) / MIB < 1.10 * measured_mib
+    assert measured_mib < sum(part.nbytes for part in parts) / MIB < 1.06 * measured_mib
 
 
 def test_smollm_fits_a_small_machine_and_the_nearest_change_is_named_when_it_does_not() -> None:
     choose_plan(SMOLLM2_135M, RANK_16, 1024, machine(ram_gib=4))
-    with pytest.raises(InputError, match=r"^RAM: training needs 2.8 GiB, there are 1.9 GiB") as refused:
+    with pytest.raises(InputError, match=r"^RAM: training needs 2.4 GiB, there are 1.9 GiB") as refused:
         choose_plan(SMOLLM2_135M, RANK_16, 1024, machine(ram_gib=2))
-    assert refused.value.hint == "--set data.max_length_tokens=256 would fit (1.5 GiB RAM)"
+    assert refused.value.hint == "--set data.max_length_tokens=512 would fit (1.6 GiB RAM)"
     choose_plan(SMOLLM2_135M, RANK_16, 256, machine(ram_gib=2))
     with pytest.raises(InputError, match=r"^disk: ") as refused:
         choose_plan(SMOLLM2_135M, RANK_16, 256, machine(disk_gib=0.1))
     assert refused.value.hint == "free 99.9 MiB of disk, or give another --home"
     with pytest.raises(InputError) as refused:
-        choose_plan(GEMMA_3_12B, SETTINGS, 1024, machine(ram_gib=8))
+        choose_plan(GEMMA_3_12B, SETTINGS, 1024, machine(ram_gib=4))
     assert "RAM" in refused.value.message
     assert "smaller model" in refused.value.hint
 

@@ -158,7 +158,7 @@ def probed_plan(family: str, resident: int, budget: int) -> MemoryPlan:
 def test_a_probe_that_takes_layers_off_the_card_leaves_the_files_as_they_were(
     gemma: TinyModel, adapter: Path, mapped_dpo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DPO has scored its reference when the plan changes: the file is taken as it is, not scored again."""
+    """DPO scores its reference once, when the plan is settled: that takes a third of an epoch."""
     from amigo_local.training.preference_trainer import PreferenceTrainer
 
     layer_bytes = open_store(gemma.store).packs[0].nbytes
@@ -168,6 +168,7 @@ def test_a_probe_that_takes_layers_off_the_card_leaves_the_files_as_they_were(
     reference_of = PreferenceTrainer.reference_of
 
     def counted(self: Any, rows: Any, told: Any) -> Any:
+        assert len(card.peaks) == 2, "scored before the probe"
         scored.extend(row.index for row in rows)
         return reference_of(self, rows, told)
 
@@ -179,7 +180,7 @@ def test_a_probe_that_takes_layers_off_the_card_leaves_the_files_as_they_were(
     probing = Probing(replan=never, layer_bytes=layer_bytes)
     gemma.train(tmp_path, DPO, plan, engine="late", start_adapter=adapter, probing=probing, emit=events.append)
     resident = [len(streamer.resident) for streamer in gemma.streamers[before:]]
-    assert resident == [4, 1] and card.peaks == [GIB + 6 * layer_bytes, GIB + 3 * layer_bytes]
+    assert resident == [4, 1, 1] and card.peaks == [GIB + 6 * layer_bytes, GIB + 3 * layer_bytes]
     assert all(streamer._closed for streamer in gemma.streamers[before:])
     told = [event.text for event in events if isinstance(event, Note) and event.text.startswith("plan corrected")]
     assert len(told) == 1 and told[0].endswith("over the budget: resident layers 4 → 1")
@@ -192,7 +193,7 @@ def test_a_probe_that_takes_layers_off_the_card_leaves_the_files_as_they_were(
 def test_a_probe_that_makes_the_micro_batch_smaller_ends_as_a_run_planned_so(
     method: str, gemma: TinyModel, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of DPO up to rounding: its reference was scored in the larger micro-batches, and isn't scored again."""
+    """DPO's reference too, which is scored when the plan is settled."""
     settings = replace(DPO if method == "dpo" else FULL, max_steps=2)
     card = Card(gemma, 2 * GIB)
     monkeypatch.setattr("amigo_local.training.rehearsal.ProcessMeter", lambda: card)
@@ -210,10 +211,7 @@ def test_a_probe_that_makes_the_micro_batch_smaller_ends_as_a_run_planned_so(
     gemma.train(probed, settings, plan, engine="late", start_adapter=adapter, probing=probing)
     gemma.train(from_start, settings, smaller, engine="late", start_adapter=adapter)
     assert len(planned) == 1 and planned[0].vram_factor > ASSUMED.vram_factor
-    if method == "sft":
-        assert files(probed) == files(from_start)
-    first, second = ([line["loss"] for line in log_of(out) if "loss" in line] for out in (probed, from_start))
-    assert first == pytest.approx(second, abs=1e-4) and len(first) == 2
+    assert files(probed) == files(from_start)
 
 
 # -- Every combination
