@@ -45,7 +45,7 @@ _COLUMNS = (
     Column("what"),
 )
 _LEVERS = (
-    Column("lever"),
+    Column("lever: train.…"),
     Column("chosen"),
     Column("instead of"),
     Column("saves VRAM", "bytes"),
@@ -203,7 +203,7 @@ def _row(stage: PlannedStage) -> tuple[Figure, ...]:
 def _lever_rows(memory: MemoryPlan) -> tuple[tuple[Figure, ...], ...]:
     return tuple(
         (
-            lever.name,
+            lever.name.removeprefix("train."),
             lever.chosen,
             lever.other,
             lever.vram_saved_bytes or None,

@@ -30,7 +30,7 @@ def explained(job: Job, levers: Levers) -> tuple[Lever, ...]:
         whole = mine._replace(
             vram=mine.vram + _whole_head_excess(job, levers), seconds=step_time(job, levers, head_on_card=True).seconds
         )
-        found.append(_lever("train.memory.head_tile_rows", str(tile), f"{vocabulary} on the card", whole, mine))
+        found.append(_lever("train.memory.head_tile_rows", str(tile), "all on the card", whole, mine))
     return tuple(found)
 
 
