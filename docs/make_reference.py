@@ -43,9 +43,9 @@ def verb(stage: Stage) -> str:
             rows.append(f"| `{str(parameter.name).upper()}` | {meta.description} |")
         else:
             assert isinstance(parameter, click.Option)
-            choices = (
-                f" One of: {', '.join(parameter.type.choices)}." if isinstance(parameter.type, click.Choice) else ""
-            )
+            choices = ""
+            if isinstance(parameter.type, click.Choice) and "One of: " not in (parameter.help or ""):  # long lists are
+                choices = f" One of: {', '.join(parameter.type.choices)}."
             usage += [f"{parameter.opts[0]} …"] if parameter.required else []
             rows.append(f"| `{parameter.opts[0]}` | {parameter.help}{choices} |")
     table = ["| setting | meaning |", "|---|---|", *rows] if rows else []

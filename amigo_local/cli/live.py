@@ -132,7 +132,8 @@ class LiveRenderer:
             title=table.title or None, title_justify="left", title_style="bold", header_style="cyan", box=SIMPLE_HEAD
         )
         for column in table.columns:
-            rich.add_column(column.name, justify="right" if is_numeric(column) else "left", overflow="fold")
+            number = is_numeric(column)
+            rich.add_column(column.name, justify="right" if number else "left", overflow="fold", no_wrap=number)
         for row in cells(table):
             rich.add_row(*map(escape, row))
         self._out.print(rich, soft_wrap=False)

@@ -34,7 +34,9 @@ def format_size(size_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`, `12 days`."""
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`, `12 days`; a minus before what is below 0."""
+    if seconds < 0:
+        return f"-{format_seconds(-seconds)}"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -68,9 +68,11 @@ def loop(request: RecipeRequest, context: StageContext, *, warn: bool = False) -
     from amigo_local.stages.tokenizer import TokenizerParams
     from amigo_local.stages.train import TrainParams
     from amigo_local.stages.unpack import UnpackParams
+    from amigo_local.training.settings_check import check_settings
 
     recipe = load_recipe(request.recipe, request.overrides).recipe
     _check_sources(recipe)
+    check_settings(recipe.train)
     ref = source_ref(request, recipe)
     if ref.kind == "ollama" and (server := reachable(context.settings)) and not server.has(ref.value):
         yield Step("pull", PullParams(tag=ref.value))
@@ -146,6 +148,11 @@ def _check_sources(recipe: Recipe) -> None:
         raise InputError(
             f"train.method is {recipe.train.method}, and data.sources gives {found}",
             f"give each source the columns of {needed}, or change train.method",
+        )
+    if recipe.train.evaluate_every_steps is not None and recipe.data.held_out_fraction == 0:
+        raise InputError(
+            "train.evaluate_every_steps is set, and data.held_out_fraction is 0: there is nothing to evaluate on",
+            "set data.held_out_fraction above 0, or leave train.evaluate_every_steps out",
         )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.model_ref import ModelRef, parse_model_ref
 from amigo_local.domain.shape import ModelShape
-from amigo_local.engine.contract import StageContext
+from amigo_local.engine.contract import Chain, StageContext, Step
 from amigo_local.engine.fingerprint import digest_of_parts
 from amigo_local.engine.journal import JOURNAL_NAME, read_journal
 from amigo_local.engine.workspace import Workspace
@@ -78,6 +81,16 @@ class ResolvedModel:
 
             return read_header(self.gguf).tensor("token_embd.weight").type_name
         return "Q6_K" if self.config else "BF16"
+
+
+def step_by_ref(verb: str) -> Callable[[Any, StageContext], Chain]:
+    """The chain of a verb that takes a `ref`: its one step, with the REF spelled as the loop spells it. Settings are
+    part of a fingerprint, so that `quantize model.gguf` and a recipe's run then find each other's work done."""
+
+    def steps(params: Any, context: StageContext) -> Chain:
+        yield Step(verb, msgspec.structs.replace(params, ref=str(parse_model_ref(params.ref))))
+
+    return steps
 
 
 def resolve(text: str, context: StageContext) -> ResolvedModel:

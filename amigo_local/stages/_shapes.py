@@ -50,8 +50,8 @@ def named_shape(name: str) -> ModelShape:
 def shape_file(text: str) -> Path | None:
     """The config.json that a person means, where dimensions are all that is wanted: one that ships, one that is given,
     or that of a checkpoint directory."""
-    if text in shape_names():
-        return Path(str(resources.files("amigo_local") / "shapes" / f"{text}.json"))
+    if (name := text.lower()) in shape_names():
+        return Path(str(resources.files("amigo_local") / "shapes" / f"{name}.json"))
     path = Path(text).expanduser().absolute()
     if path.is_dir() and (path / "config.json").is_file():
         return path / "config.json"

@@ -170,7 +170,7 @@ def _what_fits(context: StageContext) -> None:
         fit = fitted(job, context.machine)
         predicted = needs(fit.plan, settings, samples=1000)
         if fit.lacking:
-            fits = refusal(job, context.machine, fit).message
+            fits = refusal(job, context.machine, fit).message.split(" (")[0]
         elif fit.plan.streamed_layers:
             fits = f"yes, {fit.plan.streamed_layers} of {shape.layers} layers stream"
         else:

@@ -12,7 +12,7 @@ from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
-from amigo_local.stages._models import resolve
+from amigo_local.stages._models import resolve, step_by_ref
 
 FILE = "imatrix.gguf"
 _PIECE_CHARACTERS = 1 << 20
@@ -107,6 +107,7 @@ STAGE = Stage(
     "Measure on texts which columns of the weights matter: an importance matrix.",
     ImatrixParams,
     run,
+    step_by_ref("imatrix"),
     produces="imatrix",
     inputs=inputs,
     needs=needs,

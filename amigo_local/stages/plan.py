@@ -15,7 +15,7 @@ from amigo_local.domain.events import Column, PlanMade, Table
 from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.plan import Needs, Plan, PlannedStage
 from amigo_local.domain.recipe import Recipe
-from amigo_local.domain.units import format_size, parse_size
+from amigo_local.domain.units import MIB, format_size, parse_size
 from amigo_local.engine.contract import RecipeRequest, Stage, StageContext, StageResult, Step, option
 from amigo_local.engine.fingerprint import fingerprint
 from amigo_local.stages._loop import loop, source_ref
@@ -88,13 +88,20 @@ def _budgeted(params: PlanParams, context: StageContext) -> StageContext:
     """The context as it would be on the machine that is planned for."""
     machine = context.machine
     if params.vram:  # a planned machine has what it is given, whatever this one has
-        size = parse_size(params.vram)
+        size = _size("--vram", params.vram)
         name = machine.gpu_name or "planned GPU"
         machine = msgspec.structs.replace(machine, gpu_name=name, vram_total_bytes=size, vram_free_bytes=size)
     if params.ram:
-        size = parse_size(params.ram)
+        size = _size("--ram", params.ram)
         machine = msgspec.structs.replace(machine, ram_total_bytes=size, ram_available_bytes=size)
     return replace(context, machine=machine)
+
+
+def _size(name: str, text: str) -> int:
+    """Raises InputError for `6` as well: nobody plans for six bytes."""
+    if (size := parse_size(text)) < MIB:
+        raise InputError(f"{name} {text} is {size} bytes", f"with a unit: {name} {text}GiB")
+    return size
 
 
 def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, InputError | None]:
@@ -102,6 +109,7 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
     from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages import load_stage
 
+    named = request.model
     if request.model and (config := shape_file(request.model)):
         request = msgspec.structs.replace(request, model=str(config))
     recipe = load_recipe(request.recipe, request.overrides).recipe
@@ -139,7 +147,7 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
         artifact = done or _to_be_made(stage, context)
     plan = Plan(
         recipe=request.recipe,
-        model=request.model or "",
+        model=named or recipe.model.source or "",
         stages=tuple(planned),
         memory=memory,
         binding=refusal.message if refusal else None,

@@ -13,7 +13,7 @@ from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
-from amigo_local.stages._models import ResolvedModel, resolve
+from amigo_local.stages._models import ResolvedModel, resolve, step_by_ref
 
 if TYPE_CHECKING:
     from amigo_local.weights.weight_source import CheckpointWeights, GgufWeights
@@ -110,6 +110,7 @@ STAGE = Stage(
     "Make the NF4 base that QLoRA trains on; it is no GGUF type and can't be served.",
     QuantizeParams,
     run,
+    step_by_ref("quantize"),
     produces="nf4",
     resumable=True,
     inputs=inputs,

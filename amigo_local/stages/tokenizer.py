@@ -7,7 +7,7 @@ from typing import Annotated
 from amigo_local.domain.plan import Needs
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._check_texts import CHECKED_TEXTS
-from amigo_local.stages._models import resolve
+from amigo_local.stages._models import resolve, step_by_ref
 
 _RAM_BYTES = 650 << 20  # Gemma's 262,144 tokens and 514,906 merges, with the check: 638 MB measured
 _SECONDS = 6.0  # the same, on two cores
@@ -45,6 +45,7 @@ STAGE = Stage(
     "Write a GGUF's tokenizer and chat template, checked against llama.cpp.",
     TokenizerParams,
     run,
+    step_by_ref("tokenizer"),
     produces="tokenizer",
     inputs=inputs,
     needs=needs,

@@ -90,6 +90,8 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
     if on_card:
         hand_over_gpu(reachable(context.settings), context.emit, read_gpu=read_nvidia_smi)
         context = replace(context, machine=measure_machine(context.workspace.root, context.settings.machine))
+    # What the driver says, not what the budget leaves of it, and before torch has taken any.
+    vram_free = measure_machine(context.workspace.root, MachineBudget()).vram_free_bytes
     from amigo_local.training.device import check_card, visible_card
     from amigo_local.training.dpo import train_dpo
     from amigo_local.training.memory_formula import layer_bytes
@@ -113,8 +115,7 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
         probing=Probing(
             replan=lambda measured: choose_plan(params, context.machine, measured),
             layer_bytes=layer_bytes(params.shape) if on_card and params.train.quantization == "nf4" else 0,
-            # What the driver says, not what the budget leaves of it.
-            vram_free_bytes=measure_machine(context.workspace.root, MachineBudget()).vram_free_bytes,
+            vram_free_bytes=vram_free,
         ),
         trackers_dir=context.workspace.runs_dir / context.run_id / "trackers",
     )

@@ -8,7 +8,7 @@ from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Dtype
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._check_texts import CHECKED_TEXTS, TEXTS
-from amigo_local.stages._models import resolve
+from amigo_local.stages._models import resolve, step_by_ref
 
 _RAM_BYTES = 200 << 20  # of unpacking itself (docs/measurements.md); the check takes more
 _BYTES_PER_SECOND = 22e6  # of the checkpoint, with its check: 258 MiB in 12 s on two cores (docs/measurements.md)
@@ -55,6 +55,7 @@ STAGE = Stage(
     "Turn a GGUF back into a safetensors checkpoint, checked against llama.cpp.",
     UnpackParams,
     run,
+    step_by_ref("unpack"),
     produces="checkpoint",
     version=2,
     inputs=inputs,

@@ -11,8 +11,10 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.recipe import LoraSettings, TrainSettings
 
 
-def training_device() -> torch.device:
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def training_device(planned: str) -> torch.device:
+    """planned: `MemoryPlan.device`. A card that the plan knows nothing of stays out of it: ROCm's torch calls its cards
+    cuda, too, and the trainer goes by the plan."""
+    return torch.device("cuda", 0) if planned == "cuda" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -141,6 +141,11 @@ class CheckpointedTrainer:
         # The capacity that the steps so far ended with; whatever else a plan says changes no number.
         self.capacity_tokens = msgspec.json.decode((folder / PLAN).read_bytes(), type=PlanInForce).capacity_tokens
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]  # Trainer's
+        if checkpoint is not None:
+            page_out(getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate's wrapper has one inside
+
     def remember_random_state(self) -> None:
         """Call when a step ends or begins: what a checkpoint of the last finished step is to hold."""
         self._random_at_step_end = RandomState()
@@ -165,3 +170,15 @@ class CheckpointedTrainer:
         except Cancelled:
             self.save_before_leaving(mid_step=True)
             raise
+
+
+def page_out(optimizer: Any) -> None:
+    """Puts moments that were loaded back where a paged optimizer of bitsandbytes makes them: its load_state_dict leaves
+    them on the card (Optimizer8bit.load_state_dict and get_state_buffer), where no plan has room for them."""
+    if not getattr(optimizer, "is_paged", False):
+        return
+    for parameter, state in optimizer.state.items():
+        for name in ("state1", "state2"):
+            if name in state:
+                buffer = optimizer.get_state_buffer(parameter, dtype=state[name].dtype)
+                state[name] = buffer.copy_(state[name])

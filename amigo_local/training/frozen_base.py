@@ -58,7 +58,7 @@ def base_from_checkpoint(checkpoint_dir: Path, settings: TrainSettings, name: st
     def load(plan: MemoryPlan) -> LoadedBase:
         from amigo_local.training.base import load_base, training_device
 
-        return LoadedBase(load_base(checkpoint_dir, settings, training_device()))
+        return LoadedBase(load_base(checkpoint_dir, settings, training_device(plan.device)))
 
     vocabulary = _vocabulary(checkpoint_dir)
     digest = file_digest(checkpoint_dir / "config.json")

@@ -13,6 +13,7 @@ import torch
 from amigo_local.domain.memory_plan import Optimizer
 from amigo_local.training.copy_engine import Traffic
 from amigo_local.training.gauges import Streaming, peak_rss_bytes
+from amigo_local.training.out_of_memory import is_out_of_memory
 from amigo_local.training.random_state import RandomState
 
 STEPS = 2
@@ -134,7 +135,9 @@ def rehearse(rehearsal: Rehearsal, meter: Meter, clock: Callable[[], float] = ti
     timed, ran_out = None, ""
     try:
         timed = _run(rehearsal, before.trainable, meter, clock)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         ran_out = str(error).splitlines()[0]
     finally:
         # After the except clause: the traceback holds frames, and frames hold the graph.

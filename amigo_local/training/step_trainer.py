@@ -18,6 +18,7 @@ from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.checkpointed_trainer import CheckpointedTrainer, StepSetup
 from amigo_local.training.embedding_noise import EmbeddingNoise
 from amigo_local.training.micro_batches import MicroBatch, StepBatch, StepRow, footprint, lay_out, split_step
+from amigo_local.training.out_of_memory import is_out_of_memory
 from amigo_local.training.samples import IGNORED_LABEL
 
 _T = TypeVar("_T")
@@ -144,7 +145,9 @@ class StepTrainer(CheckpointedTrainer):
         while True:
             try:
                 return work(self.split(rows))
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = str(error).splitlines()[0]
             # Not within the except clause: the traceback holds frames, and frames hold the graph.
             self.model.zero_grad(set_to_none=True)
@@ -238,5 +241,6 @@ def step_arguments(
         disable_tqdm=True,
         **more,
     )
+    made._n_gpu = 1  # or several visible cards would be wrapped in nn.DataParallel, which TRL refuses
     made.report_to = []  # transformers adds a tracker by itself where KUBEFLOW_TRAINER_SERVER_URL is set
     return made

@@ -63,7 +63,7 @@ def load(store: Nf4Store, plan: MemoryPlan) -> LoadedBase:
     """Every tensor where the plan has it, on the device that trains."""
     from amigo_local.training.base import compute_dtype, training_device
 
-    device = training_device()
+    device = training_device(plan.device)
     dtype = compute_dtype(device)
     if device.type == "cpu":
         return LoadedBase(_model(store, plan, device, dtype, SyncEngine(), KEEP_DECODED_BYTES))

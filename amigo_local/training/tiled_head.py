@@ -247,6 +247,7 @@ def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, lo
         return
     low.copy_(left)
     if total.is_cuda:
-        torch.addmm(total, low, right, out_dtype=torch.float32, out=total)
+        # Not addmm, whose f32 accumulator beside bf16 factors torch took only lately.
+        total += torch.mm(low, right, out_dtype=torch.float32)
     else:
         total += low @ right

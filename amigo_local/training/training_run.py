@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -14,18 +15,21 @@ from typing import Any
 import msgspec
 
 from amigo_local.domain.artifact import Figure
-from amigo_local.domain.errors import AmigoError, InputError
+from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import Emit, Note
 from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.adapter import CONFIG, WEIGHTS, check_start, keep_in_f32, load_adapter, save_adapter
 from amigo_local.training.checkpoints import CheckpointFolder, step_of
+from amigo_local.training.device import fused_attention
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase
 from amigo_local.training.micro_batches import StepRow
+from amigo_local.training.out_of_memory import is_out_of_memory
 from amigo_local.training.probe import BuildAnew, PlanCorrector, Probing, is_worth_it
 from amigo_local.training.process import prepare_process, quiet_and_offline
 from amigo_local.training.samples import file_digest, total_steps, training_order
-from amigo_local.training.trackers import check_trackers, tracker_callbacks
+from amigo_local.training.settings_check import check_settings
+from amigo_local.training.trackers import tracker_callbacks
 
 LOG = "training_log.jsonl"
 """One line per step: step, loss, learning_rate, grad_norm, tokens so far; one per evaluation: step, eval_loss. No
@@ -57,15 +61,9 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raises InputError for what can be refused before the base is loaded."""
-        settings = self.settings
-        check_trackers(settings.report_to)
-        if settings.keep_best and settings.evaluate_every_steps is None:
-            raise InputError(
-                "train.keep_best needs evaluations to tell the best by, and train.evaluate_every_steps is not set",
-                f"set train.evaluate_every_steps, for example to {settings.checkpoint_every_steps}",
-            )
+        check_settings(self.settings)
         if self.start_adapter is not None:
-            check_start(self.start_adapter, self.base.name, settings.lora)
+            check_start(self.start_adapter, self.base.name, self.settings.lora)
 
     @property
     def steps(self) -> int:
@@ -131,7 +129,8 @@ def train(
                 only_probe = before is not None and corrector is not None and not corrector.settled
                 trainer, reporter = _build(run, loaded, trainer_class, arguments(run.plan), corrector, only_probe)
                 if before is not None and not only_probe:
-                    before(trainer)
+                    with fused_attention(trainer.args.device.type):
+                        before(trainer)
                 _train(trainer, resume)
                 break
             except BuildAnew:
@@ -172,6 +171,9 @@ def train(
 def _free_memory() -> None:
     import torch
 
+    if "bitsandbytes" in sys.modules:
+        # transformers registers every nn.Embedding with it (Trainer.create_optimizer), which would keep them alive.
+        sys.modules["bitsandbytes"].optim.GlobalOptimManager.get_instance().initialize()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -278,14 +280,12 @@ def _by_step(ordered_lengths: list[int], batch: int) -> tuple[list[int], list[in
 
 
 def _train(trainer: Any, resume: Path | None) -> None:
-    import torch
-
-    from amigo_local.training.device import fused_attention
-
     try:
         with fused_attention(trainer.args.device.type):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise AmigoError(
             f"VRAM ran out outside of a micro-batch: {str(error).splitlines()[0]}",
             "lower train.memory.resident_layers or train.lora.rank; training resumes at its last checkpoint",

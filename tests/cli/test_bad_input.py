@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_here import amigo_here
 from tests.support.command_line import SCRIPT, amigo, amigo_records, environment
 from tests.support.ollama_server import RealOllama
 from tests.support.tiny_gguf import write_tiny_llama
@@ -22,7 +23,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(home: Path, *arguments: str, ollama: str | None = None) -> str:
     """stderr of a command that must be refused with exit 2 and a hint, leaving no artifact."""
-    done = amigo(home, *arguments, ollama=ollama)
+    done = amigo_here(home, *arguments, ollama=ollama)
     assert done.returncode == 2, done.stderr
     assert "hint: " in done.stderr
     artifacts = home / "artifacts"
@@ -36,8 +37,11 @@ def test_server_down(tmp_path: Path) -> None:
 
 
 def test_unknown_tag_names_the_nearest(tmp_path: Path, ollama_server: RealOllama, gguf: Path) -> None:
-    assert amigo(tmp_path, "register", str(gguf), "--tag", "bad-input-known", ollama=ollama_server.url).returncode == 0
-    done = amigo(tmp_path, "unpack", "bad-input-knwon", "--out", str(tmp_path / "x"), ollama=ollama_server.url)
+    assert (
+        amigo_here(tmp_path, "register", str(gguf), "--tag", "bad-input-known", ollama=ollama_server.url).returncode
+        == 0
+    )
+    done = amigo_here(tmp_path, "unpack", "bad-input-knwon", "--out", str(tmp_path / "x"), ollama=ollama_server.url)
     assert done.returncode == 2
     assert "bad-input-known" in done.stderr and "amigo-local pull bad-input-knwon" in done.stderr
 

@@ -23,3 +23,4 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_formats() -> None:
     assert [format_size(n) for n in (0, 1023, 1536, 6 << 30)] == ["0 B", "1023 B", "1.5 KiB", "6.0 GiB"]
     assert [format_seconds(n) for n in (0.44, 12, 65, 7800)] == ["0.4 s", "12 s", "1 min 05 s", "2 h 10 min"]
+    assert [format_seconds(n) for n in (-0.44, -155.6)] == ["-0.4 s", "-2 min 36 s"]

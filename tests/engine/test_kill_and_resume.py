@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import signal
@@ -16,13 +17,14 @@ import psutil
 import pytest
 
 from amigo_local.domain.artifact import Artifact
-from amigo_local.domain.events import Record, StageFailed, StageFinished, StageSkipped, decode_record
+from amigo_local.domain.events import Record, StageFailed, StageFinished, StageSkipped
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.contract import RecipeRequest
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages import load_stage
 from amigo_local.stages.quantize import QuantizeParams
+from tests.support.command_here import amigo_here, amigo_records_here
 from tests.support.command_line import SCRIPT, environment
 from tests.support.forked_worker import VARIABLE, forking_workers
 from tests.support.tiny_run import write_tiny_run
@@ -70,6 +72,15 @@ class Loop:
         return [r.stage for r in self.records if isinstance(r.event, StageSkipped)]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, recipe: Path, worker: tuple[str, ...]) -> Loop:
+    """A loop that nothing stopped, with its records."""
+    loop = Loop(tmp_path_factory.mktemp("whole"), recipe, worker)
+    assert loop.run().exit_code == 0
+    assert tuple(loop.artifacts()) == STAGES
+    return loop
+
+
 def boundaries(records: list[Record]) -> Counter[str]:
     """Records that each stage's worker wrote; the runner itself writes `stage_started` and the run's own."""
     own = {"StageStarted", "StageSkipped", "RunStarted", "RunFinished"}
@@ -77,25 +88,22 @@ def boundaries(records: list[Record]) -> Counter[str]:
 
 
 def test_killed_at_every_boundary_the_loop_makes_the_same_model(
-    tmp_path: Path, recipe: Path, worker: tuple[str, ...]
+    tmp_path: Path, recipe: Path, worker: tuple[str, ...], whole: Loop
 ) -> None:
-    whole = Loop(tmp_path / "whole", recipe, worker)
-    assert whole.run().exit_code == 0
     expected, counts = whole.artifacts(), boundaries(whole.records)
-    assert tuple(expected) == STAGES
-
     cut = Loop(tmp_path / "cut", recipe, worker)
     kills: Counter[str] = Counter()
     for position, stage in enumerate(STAGES):
-        # Killed after its very last record, the stage before was done, and the loop went on to its end.
-        for artifact in cut.artifacts().values():
-            if artifact.stage in STAGES[position:]:
-                cut.workspace.forget(artifact)
+        # Killed after its very last record, the first stage was done, and the loop went on to its end. Each other one
+        # is made anew from what was made after kills, and what follows it holds when it is the same again.
+        if position:
+            cut.workspace.forget(cut.artifacts()[stage])
         for boundary in itertools.count(1):
             outcome = cut.run(kill=f"{stage} {boundary}")
             assert cut.skipped()[:position] == list(STAGES[:position]), "a finished stage ran again"
             kills[stage] += 1
             if outcome.exit_code == 0:
+                assert cut.skipped()[position:] == list(STAGES[position + 1 :] if position else ())
                 break  # its last record; a resumed stage has fewer left than a fresh one
             assert outcome.error and "signal 9" in outcome.error.message
     # Each fresh start of a stage that can't resume has as many; one that can has fewer left each time.
@@ -107,11 +115,8 @@ def test_killed_at_every_boundary_the_loop_makes_the_same_model(
     assert cut.workspace.unfinished() == []
 
 
-def test_training_killed_at_every_boundary_resumes_to_the_same_adapter(
-    tmp_path: Path, recipe: Path, worker: tuple[str, ...]
-) -> None:
-    loop = Loop(tmp_path, recipe, worker)
-    assert loop.run().exit_code == 0
+def test_training_killed_at_every_boundary_resumes_to_the_same_adapter(whole: Loop) -> None:
+    loop = copy.copy(whole)
     expected = loop.artifacts()
     for boundary in range(1, boundaries(loop.records)["train"]):
         loop.workspace.forget(expected["train"])
@@ -158,15 +163,9 @@ def test_the_death_of_the_program_itself_ends_its_worker_and_loses_nothing(tmp_p
     first.stderr.close()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert workers and not alive, "a worker outlived its owner"
-    listed = subprocess.run(
-        [str(SCRIPT), "runs", "ls"], env=environment(tmp_path), capture_output=True, text=True
-    ).stdout
-    assert "cut: amigo-local runs resume" in listed
-    resumed = subprocess.run(
-        [str(SCRIPT), "runs", "resume", "--json"], env=environment(tmp_path), capture_output=True, text=True
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    events = [decode_record(line) for line in resumed.stdout.splitlines()]
+    assert "cut: amigo-local runs resume" in amigo_here(tmp_path, "runs", "ls").stdout
+    code, events = amigo_records_here(tmp_path, "runs", "resume")
+    assert code == 0
     assert [(e.stage, type(e.event).__name__) for e in events if isinstance(e.event, StageSkipped | StageFinished)] == [
         ("tokenizer", "StageSkipped"),
         ("prepare", "StageFinished"),

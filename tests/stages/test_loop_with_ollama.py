@@ -1,4 +1,7 @@
-"""The contract of the command line, on one finished loop: an Ollama tag in, a refined tag out."""
+"""The contract of the command line, on one finished loop: an Ollama tag in, a refined tag out.
+
+The loop, and a verb that nothing else starts as a process, are processes of their own; the rest runs here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import httpx
 import pytest
 
 from amigo_local.domain.events import GenerationFinished, Note, StageFinished, StageSkipped, Table, TokenGenerated
+from tests.support.command_here import amigo_here, amigo_records_here
 from tests.support.command_line import amigo, amigo_records, events
 from tests.support.ollama_server import RealOllama
 from tests.support.tiny_run import write_tiny_run
@@ -26,7 +30,7 @@ class FinishedLoop:
         self.store = ["--set", f"ollama.store={server.models}"]
 
     def amigo(self, *arguments: str) -> str:
-        done = amigo(self.home, *arguments, *self.store, ollama=self.url)
+        done = amigo_here(self.home, *arguments, *self.store, ollama=self.url)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
@@ -40,7 +44,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, ollama_server: RealOllama) ->
     folder = tmp_path_factory.mktemp("loop")
     recipe = write_tiny_run(folder, REFINED)
     home = folder / "home"
-    made = amigo(home, "register", str(folder / "tiny.gguf"), "--tag", "loop-plain", ollama=ollama_server.url)
+    made = amigo_here(home, "register", str(folder / "tiny.gguf"), "--tag", "loop-plain", ollama=ollama_server.url)
     assert made.returncode == 0, made.stderr
     parameters = {"temperature": 0.25, "num_ctx": 512}
     request = {"model": SOURCE, "from": "loop-plain", "system": SYSTEM, "parameters": parameters}
@@ -94,23 +98,29 @@ def test_the_export_keeps_metadata_and_changes_the_weights(loop: FinishedLoop) -
 
 
 def test_a_second_run_skips_everything_and_a_removed_tag_is_registered_again(loop: FinishedLoop) -> None:
-    code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    code, records = amigo_records_here(
+        loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url
+    )
     assert code == 0 and len(events(records, StageSkipped)) == 7 and not events(records, StageFinished)
     httpx.request("DELETE", f"{loop.url}/api/delete", json={"model": REFINED}).raise_for_status()
-    code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    code, records = amigo_records_here(
+        loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url
+    )
     assert code == 0
     assert [r.stage for r in records if isinstance(r.event, StageFinished)] == ["register"]
 
 
 def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
-    code, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    code, records = amigo_records_here(
+        loop.home, "plan", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url
+    )
     (table,) = events(records, Table)
     assert code == 0
     assert [row[:2] for row in table.rows] == [  # type: ignore[union-attr]
         (stage, "done") for stage in ("tokenizer", "prepare", "quantize", "train", "export", "register", "evaluate")
     ]
     other = ["--set", "train.learning_rate=5e-4", *loop.store]
-    _, records = amigo_records(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *other, ollama=loop.url)
+    _, records = amigo_records_here(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *other, ollama=loop.url)
     table, levers = events(records, Table)
     assert table.title == "Plan of " + str(loop.recipe) and levers.title == "Levers of training"  # type: ignore[union-attr]
     states = {row[0]: row[1] for row in table.rows}  # type: ignore[union-attr]
@@ -119,7 +129,7 @@ def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
 
 def test_memory_that_is_too_small_for_training_is_refused_with_the_nearest_that_fits(loop: FinishedLoop) -> None:
     small = ["--set", "machine.ram=580MiB", "--set", "train.learning_rate=6e-4", *loop.store]
-    done = amigo(loop.home, "train", str(loop.recipe), "--model", SOURCE, *small, ollama=loop.url)
+    done = amigo_here(loop.home, "train", str(loop.recipe), "--model", SOURCE, *small, ollama=loop.url)
     assert done.returncode == 2 and "RAM: training needs" in done.stderr and "hint: " in done.stderr
 
 
@@ -143,8 +153,8 @@ def test_a_tag_whose_weights_cant_be_read_still_talks_but_isnt_unpacked(loop: Fi
     """A remote server, or the folder of another user: `ollama.store` names one that isn't the server's."""
     elsewhere = ["--set", f"ollama.store={tmp_path}"]
     ask = ["chat", SOURCE, "--prompt", "Write a function.", "--max-tokens", "3"]
-    assert amigo(loop.home, *ask, *elsewhere, ollama=loop.url).returncode == 0
-    refused = amigo(loop.home, "unpack", SOURCE, *elsewhere, ollama=loop.url)
+    assert amigo_here(loop.home, *ask, *elsewhere, ollama=loop.url).returncode == 0
+    refused = amigo_here(loop.home, "unpack", SOURCE, *elsewhere, ollama=loop.url)
     assert refused.returncode == 2 and str(tmp_path) in refused.stderr and "hint: " in refused.stderr
 
 
@@ -154,7 +164,9 @@ def test_export_and_merge_by_hand(loop: FinishedLoop, tmp_path: Path) -> None:
     assert "exporting the newest run" in said and out.read_bytes()[:4] == b"GGUF"
     assert list(tmp_path.iterdir()) == [out]
     adapter = loop.finished("train").artifact.path  # type: ignore[union-attr]
-    loop.amigo("merge", "--base", SOURCE, "--adapter", adapter, "--out", str(tmp_path / "merged"))
+    merge = ["merge", "--base", SOURCE, "--adapter", adapter, "--out", str(tmp_path / "merged")]
+    done = amigo(loop.home, *merge, *loop.store, ollama=loop.url)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "merged" / "model.safetensors").is_file() and (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
@@ -194,12 +206,14 @@ def test_runs_lists_shows_and_cleans_only_when_told(loop: FinishedLoop) -> None:
     (junk / "half").write_bytes(b"x" * 1000)
     assert "nothing was removed" in loop.amigo("runs", "clean") and junk.exists()
     assert "freed 1000 B" in loop.amigo("runs", "clean", "--yes") and not junk.exists()
-    code, records = amigo_records(loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url)
+    code, records = amigo_records_here(
+        loop.home, "run", str(loop.recipe), "--model", SOURCE, *loop.store, ollama=loop.url
+    )
     assert code == 0 and len(events(records, StageSkipped)) == 7, "clean took something that was needed"
 
 
 def test_evaluate_by_hand_uses_the_held_out_prompts_of_the_newest_run(loop: FinishedLoop) -> None:
-    code, records = amigo_records(
+    code, records = amigo_records_here(
         loop.home, "evaluate", REFINED, "--suite", "directness", "--max-tokens", "2", *loop.store, ollama=loop.url
     )
     notes = [event.text for event in events(records, Note)]  # type: ignore[union-attr]
@@ -207,5 +221,5 @@ def test_evaluate_by_hand_uses_the_held_out_prompts_of_the_newest_run(loop: Fini
 
 
 def test_doctor_finds_the_server_and_its_store(loop: FinishedLoop) -> None:
-    text = loop.amigo("doctor")
+    text = amigo(loop.home, "doctor", *loop.store, ollama=loop.url).stdout
     assert "Ollama 0." in text and "can be read in place" in text and "What fits" in text

@@ -70,7 +70,7 @@ def test_json_carries_the_whole_memory_plan(tmp_path: Path, recipe: Path) -> Non
     assert (memory.resident_layers, memory.streamed_layers, memory.slots) == (27, 21, 2)
     assert sum(part.nbytes for part in memory.vram) == memory.peak_vram_bytes <= memory.vram_budget_bytes
     levers = events_of(found, Table)[1]
-    assert [row[0] for row in levers.rows] == [lever.name for lever in memory.levers]
+    assert [row[0] for row in levers.rows] == [lever.name.removeprefix("train.") for lever in memory.levers]
     assert len(memory.levers) == 8
 
 
@@ -125,7 +125,7 @@ def test_bars_are_drawn_for_a_person(tmp_path: Path, recipe: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "VRAM 5.5 GiB of 5.6 GiB" in done.stdout
     assert "b resident layers      2.9 GiB" in done.stdout
-    assert "train.memory.resident_layers  " in done.stdout
+    assert "memory.resident_layers  " in done.stdout
 
 
 def test_only_a_plan_can_be_made_of_a_config_alone(tmp_path: Path, recipe: Path) -> None:
@@ -247,3 +247,31 @@ def test_older_models_planned_from_a_real_gguf_still_say_what_is_there(tmp_path:
     (made,) = events(records, PlanMade)
     assert made.plan.memory is not None and made.plan.memory.streamed_layers == 0
     assert {stage.status for stage in made.plan.stages} == {"to do"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("train.keep_best=true",), "train.evaluate_every_steps is not set"),
+        (("train.evaluate_every_steps=5", "data.held_out_fraction=0"), "there is nothing to evaluate on"),
+        (("train.report_to=[trackio]",), "trackio, which is not installed"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_before_anything_is_made(
+    tmp_path: Path, recipe: Path, changes: tuple[str, ...], said: str
+) -> None:
+    settings = [part for change in changes for part in ("--set", change)]
+    done = amigo(tmp_path, "plan", str(recipe), "--model", "gemma-3-12b", *LAPTOP, *settings)
+    assert done.returncode == 2 and said in done.stderr and "hint: " in done.stderr
+
+
+def test_a_size_without_a_unit_is_not_taken_for_bytes(tmp_path: Path, recipe: Path) -> None:
+    done = amigo(tmp_path, "plan", str(recipe), "--model", "gemma-3-12b", "--vram", "6")
+    assert done.returncode == 2
+    assert "--vram 6 is 6 bytes" in done.stderr and "hint: with a unit: --vram 6GiB" in done.stderr
+
+
+def test_a_plan_is_of_the_model_as_it_was_named(tmp_path: Path, recipe: Path) -> None:
+    _, plan, _ = planned(tmp_path, recipe, "--model", "Gemma-3-12B", *LAPTOP)
+    assert plan.model == "Gemma-3-12B"
+    assert plan.memory is not None and plan.memory.resident_layers == 27

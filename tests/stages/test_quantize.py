@@ -7,18 +7,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Note
+from amigo_local.domain.model_ref import parse_model_ref
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.contract import StageContext
 from amigo_local.engine.fingerprint import digest_file, size_of
 from amigo_local.engine.machine import measure_machine
 from amigo_local.engine.workspace import Workspace
-from amigo_local.stages import quantize
+from amigo_local.stages import load_stage, quantize
 from amigo_local.training.layer_pack import linears_4bit, pack_layer
 from amigo_local.training.nf4_index import LAYERS_FILE
 from amigo_local.training.nf4_model import build_model
@@ -158,3 +160,21 @@ def test_checkpoints_that_hold_something_else_are_refused(
 
 def test_the_summary_says_that_it_is_no_gguf_type() -> None:
     assert "no GGUF type" in quantize.STAGE.summary and quantize.STAGE.resumable
+
+
+@pytest.mark.parametrize("verb", ["tokenizer", "quantize", "unpack", "imatrix"])
+def test_however_a_model_is_named_the_loop_finds_what_was_made_by_hand(
+    verb: str, gguf: Path, context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_stage(verb)
+
+    def asked_for(ref: str) -> object:
+        given = {"ref": ref} | ({"texts": "texts"} if verb == "imatrix" else {})
+        assert stage.steps is not None
+        (step,) = stage.steps(msgspec.convert(given, stage.params), context)
+        assert step.stage == verb
+        return step.params
+
+    monkeypatch.chdir(gguf.parent)
+    assert asked_for(gguf.name) == asked_for(f"./{gguf.name}") == asked_for(str(parse_model_ref(str(gguf))))
+    assert asked_for("gemma3:12b") == asked_for(str(parse_model_ref("gemma3:12b")))

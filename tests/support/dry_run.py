@@ -77,18 +77,21 @@ class _Live(TorchDispatchMode):
             self.uncounted[tensor.untyped_storage()] = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # what comes of it below, for two calls in three
         out = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, lambda tensor: self._see(tensor, str(func)), out)
+        if isinstance(out, torch.Tensor):  # nearly always, and the walk through a tree takes longer than the rest
+            self._see(out, func)
+        elif isinstance(out, tuple | list):
+            tree_map_only(torch.Tensor, lambda tensor: self._see(tensor, func), out)
         return out
 
-    def _see(self, tensor: torch.Tensor, name: str) -> None:
-        if tensor.device.type != "cpu":
-            return
+    def _see(self, tensor: torch.Tensor, func: Any) -> None:
         storage = tensor.untyped_storage()
-        if storage in self._names or storage in self.uncounted:
+        if storage in self._names or storage in self.uncounted or tensor.device.type != "cpu":
             return
         nbytes = -(-storage.nbytes() // _ROUNDED_TO) * _ROUNDED_TO
-        self._names[storage] = (nbytes, f"{name} {tuple(tensor.shape)} {tensor.dtype}")
+        self._names[storage] = (nbytes, f"{func} {tuple(tensor.shape)} {tensor.dtype}")
         self.live += nbytes
         weakref.finalize(storage, self._gone, nbytes)
         if self.live > self.peak:

@@ -31,6 +31,7 @@ def serve(address: str) -> None:
     import peft  # noqa: F401
     import torch  # noqa: F401  # its thread pools must not start before the fork
     import transformers
+    import transformers.models.llama.modeling_llama
     import trl
 
     _ = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer, trl.SFTTrainer)  # lazy ones too

@@ -134,6 +134,38 @@ def test_the_cap_holds_the_allocator_and_says_so_when_it_is_reached(card: torch.
         torch.cuda.empty_cache()
 
 
+def test_moments_of_a_resumed_run_are_paged_again(card: torch.device) -> None:
+    import io
+
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    from amigo_local.training.checkpointed_trainer import page_out
+
+    def made() -> tuple[torch.nn.Parameter, Any]:
+        parameter = torch.nn.Parameter(torch.ones(512, 256, device=card))
+        optimizer = PagedAdamW8bit([parameter], lr=1e-2)
+        step(parameter, optimizer)
+        return parameter, optimizer
+
+    def step(parameter: torch.nn.Parameter, optimizer: Any) -> None:
+        parameter.grad = torch.linspace(-1, 1, parameter.numel(), device=card).view_as(parameter)
+        optimizer.step()
+
+    (kept, first), (resumed, second) = made(), made()
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    second.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
+    held = torch.cuda.memory_allocated(card)
+    page_out(second)
+    assert torch.cuda.memory_allocated(card) == held - 2 * resumed.numel()
+    (state,) = second.state.values()
+    assert all(state[name].is_paged for name in ("state1", "state2"))
+    step(kept, first)
+    step(resumed, second)
+    assert torch.equal(kept, resumed)
+
+
 def in_own_process(task: Task, vram: str, scratch: Path) -> Measurement:
     setup = Setup(scratch=str(scratch), shape=None, vram=vram, ram="16GiB", card="a card", steps=2, seconds=5.0)
     job = msgspec.json.encode({"setup": setup, "task": task}).decode()

@@ -1,10 +1,11 @@
-"""Trackers are told what the recipe says, and nothing is imported or sent unless it says so."""
+"""Trackers are told what the recipe says, and nothing of ours imports one, or is sent, unless it says so."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ class SummaryWriter:
 
 @pytest.fixture
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Trackers as importable as if they were installed."""
+    """Trackers as importable as if they were installed. TRL's own modules import a wandb that they find, asked for or
+    not (trl/trainer/base_trainer.py), so they are loaded before."""
+    import_module("trl.trainer.sft_trainer")
     folder = tmp_path / "stand-ins"
     for name in ("trackio", "tensorboardX", "wandb"):
         (folder / name).mkdir(parents=True)
