@@ -158,12 +158,16 @@ def _check_sources(recipe: Recipe) -> None:
 
 def _warn_unless_it_fits(recipe: Recipe, shape: ModelShape, context: StageContext) -> None:
     """No more than a warning: whether training is done already isn't known before the steps that lead to it."""
+    length = recipe.data.max_length_tokens
+    if shape.context_length and length > shape.context_length:
+        text = f"data.max_length_tokens is {length}, the model was made for {shape.context_length}"
+        context.note(text, "warning", f"--set data.max_length_tokens={shape.context_length}")
     from amigo_local.stages.train import with_ollamas_share
     from amigo_local.training.memory_plan import choose_plan
 
     machine = with_ollamas_share(context)
     try:
-        choose_plan(shape, recipe.train, recipe.data.max_length_tokens, machine)
+        choose_plan(shape, recipe.train, length, machine)
     except InputError as error:
         context.note(f"training won't fit as things are now: {error.message}", "warning", error.hint)
 
