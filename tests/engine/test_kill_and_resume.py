@@ -95,15 +95,18 @@ def test_killed_at_every_boundary_the_loop_makes_the_same_model(
     kills: Counter[str] = Counter()
     for position, stage in enumerate(STAGES):
         # Killed after its very last record, the first stage was done, and the loop went on to its end. Each other one
-        # is made anew from what was made after kills, and what follows it holds when it is the same again.
-        if position:
-            cut.workspace.forget(cut.artifacts()[stage])
+        # is made anew from what was made after kills, and what follows holds when it is the same again. A registered
+        # file has to be the very one: from the export on, what follows is made anew too.
+        redone = STAGES[position : None if stage in ("export", "register", "evaluate") else position + 1]
+        for name, artifact in cut.artifacts().items():
+            if name in redone:
+                cut.workspace.forget(artifact)
         for boundary in itertools.count(1):
             outcome = cut.run(kill=f"{stage} {boundary}")
             assert cut.skipped()[:position] == list(STAGES[:position]), "a finished stage ran again"
             kills[stage] += 1
             if outcome.exit_code == 0:
-                assert cut.skipped()[position:] == list(STAGES[position + 1 :] if position else ())
+                assert cut.skipped()[position:] == [s for s in STAGES[position:] if position and s not in redone]
                 break  # its last record; a resumed stage has fewer left than a fresh one
             assert outcome.error and "signal 9" in outcome.error.message
     # Each fresh start of a stage that can't resume has as many; one that can has fewer left each time.

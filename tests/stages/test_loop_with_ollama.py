@@ -221,5 +221,6 @@ def test_evaluate_by_hand_uses_the_held_out_prompts_of_the_newest_run(loop: Fini
 
 
 def test_doctor_finds_the_server_and_its_store(loop: FinishedLoop) -> None:
-    text = amigo(loop.home, "doctor", *loop.store, ollama=loop.url).stdout
-    assert "Ollama 0." in text and "can be read in place" in text and "What fits" in text
+    done = amigo(loop.home, "doctor", *loop.store, ollama=loop.url)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0 and "Ollama 0." in text and "can be read in place" in text and "What fits" in text

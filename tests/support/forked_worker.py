@@ -10,6 +10,7 @@ with "STAGE COUNT every" no progress is thinned out, so that there are more reco
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -35,36 +36,37 @@ def serve(address: str) -> None:
     import trl
 
     _ = (transformers.AutoModelForCausalLM, transformers.AutoTokenizer, trl.SFTTrainer)  # lazy ones too
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.collect()
+    gc.freeze()  # else each fork's collector walks through a million objects, and so copies their pages
+    waiting: dict[int, socket.socket] = {}
+
+    def tell_how_it_ended(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                with waiting.pop(ended[0]) as connection, contextlib.suppress(OSError):
+                    connection.sendall(struct.pack("i", ended[1]))
+
+    signal.signal(signal.SIGCHLD, tell_how_it_ended)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         while True:
             connection, _ = listener.accept()
-            if os.fork() == 0:
+            kill, streams, _, _ = socket.recv_fds(connection, 200, 3)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # it may end before it is noted
+            worker = os.fork()
+            if worker == 0:
                 listener.close()
-                _attend(connection)
-            connection.close()
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                    pass
-
-
-def _attend(connection: socket.socket) -> None:
-    """In a process of its own: forks the worker, waits for it, and tells how it ended."""
-    message, streams, _, _ = socket.recv_fds(connection, 200, 3)
-    worker = os.fork()
-    if worker == 0:
-        os.setpgid(0, 0)
-        for target, stream in enumerate(streams):
-            os.dup2(stream, target)
-        _work(message.decode())
-    for stream in streams:
-        os.close(stream)
-    _, status = os.waitpid(worker, 0)
-    with contextlib.suppress(OSError):
-        connection.sendall(struct.pack("i", status))
-    os._exit(0)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+                os.setpgid(0, 0)
+                for target, stream in enumerate(streams):
+                    os.dup2(stream, target)
+                _work(kill.decode())
+            waiting[worker] = connection
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            for stream in streams:
+                os.close(stream)
 
 
 def _work(kill: str) -> None:
