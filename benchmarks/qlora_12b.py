@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from amigo_local.domain.units import format_seconds, parse_size
 from amigo_local.stages._shapes import checkpoint_shape
 from benchmarks.qlora_12b_card import CardAbout, about_card
-from benchmarks.qlora_12b_records import Measurement, Method, Results, Setup, Side, Task
+from benchmarks.qlora_12b_records import Job, Measurement, Method, Results, Setup, Side, Task
 from benchmarks.qlora_12b_store import config_of, make_peer_checkpoint, make_store
 from benchmarks.qlora_12b_tables import report
 
@@ -107,7 +107,7 @@ def run(setup: Setup, tasks: list[Task], results: Results, deadline: float) -> l
 def in_own_process(setup: Setup, task: Task, timeout: float) -> Measurement:
     """Raises TimeoutExpired. A process that dies without a word is a result as well."""
     started = time.monotonic()
-    job = msgspec.json.encode({"setup": setup, "task": task}).decode()
+    job = msgspec.json.encode(Job(setup, task)).decode()
     child = subprocess.run([sys.executable, str(_CHILD), job], capture_output=True, timeout=timeout)
     seconds = round(time.monotonic() - started, 1)
     if child.stdout:

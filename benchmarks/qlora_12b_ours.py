@@ -52,6 +52,7 @@ def measure(task: Task, setup: Setup, store: Path) -> Measurement:
     """Raises what training raises; running out of memory among it."""
     from amigo_local.training.dpo import train_dpo
     from amigo_local.training.sft import train_sft
+    from amigo_local.training.training_run import TrainingRun
 
     before = card_memory() if torch.cuda.is_available() else None
     settings, shape = settings_of(task, setup), checkpoint_shape(store)
@@ -67,9 +68,17 @@ def measure(task: Task, setup: Setup, store: Path) -> Measurement:
     probing = Probing(plan_with, layer_bytes(shape), before.free_bytes if before else None) if task.probe else None
     with tempfile.TemporaryDirectory(dir=setup.scratch) as folder:
         rows = write_rows(task, shape.vocabulary, Path(folder) / "rows")
-        train = train_dpo if task.method == "dpo" else train_sft
+        run = TrainingRun(
+            settings=settings,
+            plan=plan,
+            base=base,
+            dataset_dir=rows,
+            out_dir=Path(folder) / "out",
+            emit=watch.see,
+            probing=probing,
+        )
         with suppress(Enough):
-            train(settings, plan, base, rows, Path(folder) / "out", watch.see, probing=probing)
+            train_dpo(run) if task.method == "dpo" else train_sft(run)
     return Measurement(
         task=task,
         card=setup.card,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -128,51 +126,3 @@ def _tokenizer() -> Any:
 
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
-
-
-# -- Where memory ran out
-
-
-def ran_out(error: BaseException) -> BaseException | None:
-    """The error that says so, among this one and those it was raised from; None where there is none.
-
-    transformers collects what its loader meets and raises a RuntimeError that quotes it (log_conversion_errors).
-    """
-    return next(
-        (it for it in chain_of(error) if isinstance(it, torch.OutOfMemoryError) or "out of memory" in str(it)), None
-    )
-
-
-def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """From the innermost out."""
-    links = [error]
-    while (below := links[-1].__cause__ or links[-1].__context__) is not None:
-        links.append(below)
-    yield from reversed(links)
-
-
-def phase_of(error: BaseException) -> str:
-    """loading, preparing, forward pass, backward pass or optimizer step, by the frames of the traceback."""
-    calls = [(f.filename.replace("\\", "/"), f.name) for f in traceback.extract_tb(error.__traceback__)]
-    names = {name for _, name in calls}
-    stepping = ("/torch/optim/", "/bitsandbytes/optim/", "/accelerate/optimizer.py")
-    if names & {"from_pretrained", "load"}:
-        return "loading"
-    if any("/torch/autograd/" in file and name == "backward" for file, name in calls):
-        return "backward pass"
-    if any(name == "step" and any(part in file for part in stepping) for file, name in calls):
-        return "optimizer step"
-    return "forward pass" if "training_step" in names else "preparing"
-
-
-def last_frames(error: BaseException, count: int = 4) -> tuple[str, ...]:
-    """`transformers/models/gemma3/modeling_gemma3.py:110 forward`, the innermost last."""
-    frames = traceback.extract_tb(error.__traceback__)[-count:]
-    return tuple(f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames)
-
-
-def _short(filename: str) -> str:
-    parts = Path(filename).parts
-    if "site-packages" in parts:
-        return "/".join(parts[parts.index("site-packages") + 1 :])
-    return "/".join(parts[-3:])

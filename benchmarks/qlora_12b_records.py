@@ -72,6 +72,13 @@ class Setup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """After which fewer will do, but two."""
 
 
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a process is asked for."""
+
+    setup: Setup
+    task: Task
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One optimizer step, start to end; transformers waits for the card when it logs the loss."""
 

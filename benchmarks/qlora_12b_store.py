@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +28,7 @@ from amigo_local.training.nf4_index import (
     TableEntry,
     check_store,
 )
+from amigo_local.training.nf4_layers import sync, write_synced
 from amigo_local.training.nf4_model import build_model, outline
 from amigo_local.training.nf4_store import layer_layout, open_store
 
@@ -101,7 +101,7 @@ def make_store(config: dict[str, Any], folder: Path) -> Path:
         layers=layers,
         sizes={file: (store / file).stat().st_size for file in (LAYERS_FILE, SMALL_FILE)},
     )
-    (store / INDEX_FILE).write_bytes(msgspec.json.encode(index))
+    write_synced(store / INDEX_FILE, msgspec.json.encode(index))
     return store
 
 
@@ -118,7 +118,7 @@ def _write_table(file: IO[bytes], rows: int, columns: int, random: np.random.SFC
         blocks[:, 192:208] >>= 3  # int8: 0 to 31
         blocks[:, 208:] = scale
         file.write(blocks.data)
-    _to_disk(file)
+    sync(file)  # or it would be written while something is measured
 
 
 def _write_layer(file: IO[bytes], linears: tuple[tuple[str, int, int], ...], random: np.random.SFC64) -> LayerSegment:
@@ -133,15 +133,9 @@ def _write_layer(file: IO[bytes], linears: tuple[tuple[str, int, int], ...], ran
             scales = flat[tensor.offset : tensor.offset + tensor.nbytes].view(np.float32)
             scales[:] = SCALES_SPREAD * mean[tensor.module]
     file.write(flat.data)
-    _to_disk(file)
+    sync(file)
     stored = tuple(Nf4Linear(module, rows, columns, mean[module], 0.0) for module, rows, columns in linears)
     return LayerSegment(offset, nbytes, stored)
-
-
-def _to_disk(file: IO[bytes]) -> None:
-    """Or it would be written while something is measured."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def make_peer_checkpoint(store_dir: Path, folder: Path) -> Path:
@@ -149,8 +143,6 @@ def make_peer_checkpoint(store_dir: Path, folder: Path) -> Path:
     checkpoint = folder / "checkpoint"
     if (checkpoint / CONFIG_FILE).exists():
         return checkpoint
-    from transformers import BitsAndBytesConfig
-
     checkpoint.mkdir(parents=True, exist_ok=True)
     store = open_store(store_dir)
     model = build_model(store, torch.bfloat16)
@@ -169,14 +161,9 @@ def make_peer_checkpoint(store_dir: Path, folder: Path) -> Path:
         _write_shard(checkpoint, tensors, weight_map)
     listing = {"metadata": {}, "weight_map": weight_map}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(listing))
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
     config = json.loads((store_dir / CONFIG_FILE).read_bytes())
-    (checkpoint / CONFIG_FILE).write_text(json.dumps({**config, "quantization_config": quantization.to_dict()}))
+    config["quantization_config"] = model.config.quantization_config.to_dict()
+    (checkpoint / CONFIG_FILE).write_text(json.dumps(config))
     return checkpoint
 
 

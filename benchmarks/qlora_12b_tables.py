@@ -76,14 +76,8 @@ def scaled_rate(found: Results) -> float:
 
 def traffic(found: Results) -> Traffic:
     """Of one step, on average."""
-    moved = [step.traffic for one in found for step in one.steps]
-    return Traffic(
-        copies=round(statistics.mean(it.copies for it in moved)),
-        nbytes=round(statistics.mean(it.nbytes for it in moved)),
-        waited=round(statistics.mean(it.waited for it in moved)),
-        seconds_copying=statistics.mean(it.seconds_copying for it in moved),
-        seconds_waited=statistics.mean(it.seconds_waited for it in moved),
-    )
+    moved = [msgspec.structs.asdict(step.traffic) for one in found for step in one.steps]
+    return Traffic(**{name: statistics.mean(step[name] for step in moved) for name in Traffic.__struct_fields__})
 
 
 # -- Memory

@@ -27,7 +27,7 @@ SEEDS = 8
 # Sets up a head, warms up once, and prints seconds (the fastest of 5) and the bytes that a loss and its gradient took
 # at their peak. arguments: contender, vocabulary, width, tokens, dtype, threads.
 CONTENDER = """
-import statistics, sys, time
+import sys, time
 import torch
 from torch.nn import functional
 from pathlib import Path
@@ -50,14 +50,15 @@ if contender.startswith("ours"):
     if contender == "ours":
         table = HostTable.of(resident())
     else:
+        from amigo_local.weights.ggml_types import TYPES_BY_NAME
         from amigo_local.weights.kernels import load_kernels
-        stored = {"ours, Q6_K": ("Q6_K", 14), "ours, Q6_K kept": ("Q6_K", 14), "ours, Q8_0": ("Q8_0", 8)}[contender]
-        width = width // 256 * 256 if stored[0] == "Q6_K" else width
+        stored = contender.split()[1]
+        width = width // 256 * 256 if stored == "Q6_K" else width
         hidden = hidden[:, :width].detach().requires_grad_()
         rows = (torch.randn(vocabulary, width) * 0.05).numpy()
-        raw = torch.from_numpy(load_kernels(1).quantize(stored[1], rows))
+        raw = torch.from_numpy(load_kernels(1).quantize(TYPES_BY_NAME[stored].id, rows))
         del rows
-        table = HostTable(raw, stored[0], width, (1 << 30) if "kept" in contender else 0)
+        table = HostTable(raw, stored, width, (1 << 30) if "kept" in contender else 0)
     head = HostHead(table, dtype, cpu)
     loss = lambda: -token_statistics(hidden, targets, head, LogitRule()).log_probs.sum()
 elif contender == "TRL":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from amigo_local.cli.formats import cells, is_numeric
-from amigo_local.cli.memory_bar import memory_bars
+from amigo_local.cli.memory_bar import WIDTH, memory_bars
 from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
@@ -29,7 +33,7 @@ from amigo_local.domain.events import (
     TokenGenerated,
 )
 
-_PART_STYLES = [f"black on {name}" for name in ("cyan", "green", "yellow", "blue", "magenta", "bright_black", "white")]
+_PART_STYLES = [f"black on {name}" for name in ("cyan", "green", "yellow", "blue", "magenta", "bright_yellow", "white")]
 _STYLES = {"good": "green", "warning": "yellow", "problem": "red", "info": ""}
 
 
@@ -128,19 +132,29 @@ class LiveRenderer:
 
     def _table(self, table: Table) -> None:
         self._end_line()
+        rows = [[column.name for column in table.columns], *cells(table)]
+        tight = sum(3 + max(map(len, column)) for column in zip(*rows, strict=True)) > self._out.width
         rich = RichTable(
-            title=table.title or None, title_justify="left", title_style="bold", header_style="cyan", box=SIMPLE_HEAD
+            title=table.title or None,
+            title_justify="left",
+            title_style="bold",
+            header_style="cyan",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0 if tight else 1),
         )
         for column in table.columns:
             number = is_numeric(column)
-            rich.add_column(column.name, justify="right" if number else "left", overflow="fold", no_wrap=number)
-        for row in cells(table):
-            rich.add_row(*map(escape, row))
+            # A number keeps its line, and its heading then is no wider than it.
+            name = column.name.replace(" ", "\n", 1) if number and tight else column.name
+            rich.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        for row in rows[1:]:
+            rich.add_row(*map(_Cell, row))
         self._out.print(rich, soft_wrap=False)
 
     def _bars(self, event: PlanMade) -> None:
         """Each letter of a stacked bar in a colour of its own."""
-        for line in memory_bars(event.plan.memory) if event.plan.memory else ():
+        width = min(WIDTH, self._out.width - 7)
+        for line in memory_bars(event.plan.memory, width) if event.plan.memory else ():
             text = Text(line)
             if line.lstrip().startswith("["):
                 for place, letter in enumerate(line):
@@ -172,3 +186,22 @@ class LiveRenderer:
         """Ends the live display and restores the cursor."""
         self._stop_bar()
         self._end_line()
+
+
+class _Cell:
+    """Text that may go on in a new line behind `_`, `/` and the dots of a setting's name, as well as at a space."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._pieces = text, re.split(r"(?<=[\s_/])(?=\S)|(?<=\.)(?=[^\W\d])", text)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(len, self._pieces)), len(self._text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        line = ""
+        for piece in self._pieces:
+            if line and len((line + piece).rstrip()) > options.max_width:
+                yield Text(line.rstrip())
+                line = ""
+            line += piece
+        yield Text(line)

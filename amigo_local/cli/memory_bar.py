@@ -12,8 +12,9 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FREE, _OVER = "·", "!"
 
 
-def memory_bars(plan: MemoryPlan) -> list[str]:
-    """Lines of text. In a bar each letter is one part, `·` is free, `!` marks what is over the budget."""
+def memory_bars(plan: MemoryPlan, width: int = WIDTH) -> list[str]:
+    """Lines of text. In a bar (`width` characters) each letter is one part, `·` is free, `!` marks what is over the
+    budget."""
     return [
         line
         for name, parts, budget in (
@@ -22,14 +23,14 @@ def memory_bars(plan: MemoryPlan) -> list[str]:
             ("disk", plan.disk, plan.disk_budget_bytes),
         )
         if parts
-        for line in _lines(name, parts, budget)
+        for line in _lines(name, parts, budget, width)
     ]
 
 
-def _lines(name: str, parts: tuple[Part, ...], budget: int) -> Iterator[str]:
+def _lines(name: str, parts: tuple[Part, ...], budget: int, width: int) -> Iterator[str]:
     total = sum(part.nbytes for part in parts)
     yield f"{name:<4} {format_size(total)} of {format_size(budget)}"
-    yield f"     [{stacked_bar(parts, budget)}]"
+    yield f"     [{stacked_bar(parts, budget, width)}]"
     longest = max(len(part.name) for part in parts)
     for letter, part in zip(_LETTERS, parts, strict=False):
         yield f"     {letter} {part.name.ljust(longest)}  {format_size(part.nbytes):>10}"

@@ -15,6 +15,7 @@ from amigo_local.domain.machine import Machine
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Strict
 from amigo_local.domain.settings import ProgramSettings
+from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.workspace import Workspace
 
 Params = Strict
@@ -120,6 +121,8 @@ class Stage:
     """Digests of what goes in, by name; part of the fingerprint."""
     needs: Callable[[Any, StageContext], Needs] | None = None
     """Predicted peaks, checked against the machine before the stage starts."""
+    outlook: Callable[[Any, ModelShape, StageContext], Needs] | None = None
+    """The same from a model's dimensions alone, for a plan with one that isn't here."""
     again: Callable[[Any, Workspace], RunRecord | None] | None = None
     """An earlier run that these params ask to go on with, in the place of this stage."""
     still_holds: Callable[[Any, Artifact, StageContext], bool] | None = None

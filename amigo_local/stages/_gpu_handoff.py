@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from amigo_local.domain.events import Emit, Note
+from amigo_local.domain.machine import Machine
 from amigo_local.domain.units import MIB, format_size
 from amigo_local.engine.machine import is_wsl
 
@@ -41,6 +42,15 @@ class GpuMemory(msgspec.Struct, frozen=True):
 
 ReadGpu = Callable[[], GpuMemory | None]
 """None where there is no card to read."""
+
+
+def handed_over(machine: Machine, server: OllamaServer | None) -> Machine:
+    """The machine as it will be once the server has let go of the card."""
+    free, total = machine.vram_free_bytes, machine.vram_total_bytes
+    if free is None or total is None or server is None:
+        return machine
+    held = sum(model.vram_bytes for model in server.loaded())
+    return msgspec.structs.replace(machine, vram_free_bytes=min(total, free + held))
 
 
 def hand_over_gpu(

@@ -25,7 +25,7 @@ def chain_until(last: str) -> Callable[[RecipeRequest, StageContext], Chain]:
     """The loop's steps up to and including `last`."""
 
     def steps(request: RecipeRequest, context: StageContext) -> Chain:
-        whole = loop(request, context, warn=last != "prepare")
+        whole = loop(request, context, until=last)
         artifact = None
         while True:
             try:
@@ -48,14 +48,15 @@ def say_what_is_there(report: Artifact, context: StageContext) -> None:
     context.note(f"talk to both: amigo-local chat {' '.join(refs)}", "good")
 
 
-def loop(request: RecipeRequest, context: StageContext, *, warn: bool = False) -> Chain:
+def loop(request: RecipeRequest, context: StageContext, *, until: str | None = None) -> Chain:
     """pull → tokenizer → prepare → quantize → train → export → register → evaluate.
 
     No copy of the weights is made but the NF4 store that training reads; a recipe without quantization trains on an
     unpacked checkpoint instead.
 
     Only artifacts' paths and digests pass from step to step, so that `plan` can walk the same story
-    with what isn't made yet. warn: says before the first step when training won't fit this machine.
+    with what isn't made yet. until: the last step that will be run; None: none is, so that a model's
+    dimensions are enough.
     """
     from amigo_local.engine.recipe_file import load_recipe
     from amigo_local.stages.evaluate import EvaluateParams
@@ -77,14 +78,14 @@ def loop(request: RecipeRequest, context: StageContext, *, warn: bool = False) -
     if ref.kind == "ollama" and (server := reachable(context.settings)) and not server.has(ref.value):
         yield Step("pull", PullParams(tag=ref.value))
     source = resolve(str(ref), context)
-    source.need_gguf("the loop")
-
+    if until:
+        source.need_gguf("the loop")
     checkpoint, shape = None, source.shape()
     if recipe.model.base:
         checkpoint, shape = _given_base(recipe.model.base, source, context)
     started = start_adapter(recipe, resolve(checkpoint, context) if checkpoint else source, context)
-    if warn:
-        _warn_unless_it_fits(recipe, shape, context)
+    if until not in (None, "prepare"):
+        _warn_unless_it_fits(recipe, shape, source.table_type(), context)
     if checkpoint is None and recipe.train.quantization == "none":
         checkpoint = (yield Step("unpack", UnpackParams(ref=str(ref), dtype=recipe.model.dtype))).path
     tokenizer = checkpoint or (yield Step("tokenizer", TokenizerParams(ref=str(ref)))).path
@@ -156,18 +157,18 @@ def _check_sources(recipe: Recipe) -> None:
         )
 
 
-def _warn_unless_it_fits(recipe: Recipe, shape: ModelShape, context: StageContext) -> None:
+def _warn_unless_it_fits(recipe: Recipe, shape: ModelShape, table_type: str, context: StageContext) -> None:
     """No more than a warning: whether training is done already isn't known before the steps that lead to it."""
     length = recipe.data.max_length_tokens
     if shape.context_length and length > shape.context_length:
         text = f"data.max_length_tokens is {length}, the model was made for {shape.context_length}"
         context.note(text, "warning", f"--set data.max_length_tokens={shape.context_length}")
-    from amigo_local.stages.train import with_ollamas_share
+    from amigo_local.stages._gpu_handoff import handed_over
     from amigo_local.training.memory_plan import choose_plan
 
-    machine = with_ollamas_share(context)
+    machine = handed_over(context.machine, reachable(context.settings))
     try:
-        choose_plan(shape, recipe.train, length, machine)
+        choose_plan(shape, recipe.train, length, machine, table_type=table_type)
     except InputError as error:
         context.note(f"training won't fit as things are now: {error.message}", "warning", error.hint)
 
@@ -213,7 +214,7 @@ def refined_tag(recipe: Recipe, source: ResolvedModel) -> str:
     if source.ref.kind == "ollama":
         name, separator, tag = source.ref.value.partition(":")
         return f"{name}-amigo{separator}{tag}"
-    stem = re.sub(r"[^\w.-]+", "-", source.files.stem).strip("-.").lower()
+    stem = re.sub(r"[^\w.-]+", "-", (source.config or source.files).stem).strip("-.").lower()
     return f"{stem}-amigo"
 
 

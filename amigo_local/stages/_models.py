@@ -46,21 +46,16 @@ class ResolvedModel:
         """The GGUF or the checkpoint directory. Raises InputError when they can't be read here."""
         if self.unreadable:
             raise self.unreadable
-        path = self.gguf or self.checkpoint or self._missing_gguf()
-        assert path is not None
+        path = self.gguf or self.checkpoint
+        if path is None:
+            raise InputError(
+                f"{self.config} holds no weights", "give an Ollama tag or a .gguf file; plan can do with it"
+            )
         return path
-
-    def _missing_gguf(self) -> Path | None:
-        """Where a plan from a config.json alone says the weights would be; whoever reads them is told that they
-        aren't there."""
-        return self.config.with_suffix(".gguf") if self.config else None
 
     def need_gguf(self, why: str) -> Path:
         """The GGUF. Raises InputError saying what it is needed for when there is only a checkpoint."""
-        if self.unreadable:
-            raise self.unreadable
-        if self.config:
-            return self.files
+        _ = self.files
         if self.gguf is None:
             raise InputError(f"{self.ref} is a checkpoint; {why} needs a GGUF", "give the Ollama tag or the .gguf file")
         return self.gguf
@@ -74,13 +69,16 @@ class ResolvedModel:
         return config_shape(self.config) if self.config else checkpoint_shape(self.files)
 
     def table_type(self) -> str:
-        """ggml type of the embedding, as it stays on the host in training; Q6_K where only a config is known, as in
-        Ollama's Q4_K_M models."""
+        """ggml type of the head, which is the embedding where they are tied: it stays on the host in training."""
         if self.gguf:
             from amigo_local.weights.gguf_header import read_header
 
-            return read_header(self.gguf).tensor("token_embd.weight").type_name
-        return "Q6_K" if self.config else "BF16"
+            header = read_header(self.gguf)
+            head = "output.weight" if "output.weight" in header.tensor_names else "token_embd.weight"
+            return header.tensor(head).type_name
+        from amigo_local.training.memory_plan import DEFAULT_TABLE_TYPE
+
+        return DEFAULT_TABLE_TYPE if self.config else "BF16"
 
 
 def step_by_ref(verb: str) -> Callable[[Any, StageContext], Chain]:

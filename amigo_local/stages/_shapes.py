@@ -33,6 +33,15 @@ _WITHOUT_QK_NORMS = ("llama", "mistral", "qwen2", "gemma", "gemma2", "phi3", "gr
 _WITHOUT_POST_NORMS = (*(name for name in _WITHOUT_QK_NORMS if name != "gemma2"), "qwen3")
 
 
+_BITS_A_WEIGHT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.56, "q5_k_m": 5.7, "q4_0": 4.55}
+_Q4_K_M_BITS = 4.96  # 7,301 MB for 11.77 G weights (docs/measurements.md)
+
+
+def gguf_bytes(shape: ModelShape, quant: str = "keep") -> int:
+    """About, of a file that isn't here; `keep` and the mixes that aren't listed count as Ollama's usual Q4_K_M."""
+    return int(shape.parameters * _BITS_A_WEIGHT.get(quant, _Q4_K_M_BITS) / 8)
+
+
 def named_shapes() -> dict[str, ModelShape]:
     """Shapes that ship with the program, by the name that a person gives."""
     return {name: named_shape(name) for name in shape_names()}

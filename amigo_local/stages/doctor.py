@@ -9,9 +9,10 @@ import sys
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Column, Table
-from amigo_local.domain.recipe import LoraSettings, TrainSettings
+from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult
+from amigo_local.stages._gpu_handoff import handed_over
 from amigo_local.stages._serving import ollama_server, reachable
 from amigo_local.stages._shapes import named_shapes
 
@@ -158,19 +159,20 @@ def _sandbox(context: StageContext) -> int:
 
 
 def _what_fits(context: StageContext) -> None:
-    """QLoRA at the default recipe's settings, on this machine as it is now."""
+    """QLoRA at the default recipe's settings, on this machine as it is now but for what Ollama will let go of."""
     from amigo_local.training.memory_formula import Job
     from amigo_local.training.memory_plan import DEFAULT_TABLE_TYPE, fitted, needs
     from amigo_local.training.memory_refusal import refusal
 
     rows: list[tuple[Figure, ...]] = []
-    settings = TrainSettings(lora=LoraSettings())
+    settings = TrainSettings()
+    machine = handed_over(context.machine, reachable(context.settings))
     for name, shape in sorted(named_shapes().items(), key=lambda item: item[1].parameters):
         job = Job(shape, settings, 1024, DEFAULT_TABLE_TYPE)
-        fit = fitted(job, context.machine)
+        fit = fitted(job, machine)
         predicted = needs(fit.plan, settings, samples=1000)
         if fit.lacking:
-            fits = refusal(job, context.machine, fit).message.split(" (")[0]
+            fits = refusal(job, machine, fit).message.split(" (")[0]
         elif fit.plan.streamed_layers:
             fits = f"yes, {fit.plan.streamed_layers} of {shape.layers} layers stream"
         else:

@@ -12,11 +12,13 @@ import msgspec
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import EvaluateSettings
+from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, argument, option
 from amigo_local.stages._models import newest_run_with, resolve
+from amigo_local.stages._shapes import gguf_bytes
 from amigo_local.stages._talk import choose_backend
 
-_TOKENS_PER_SECOND = 65.0  # SmolLM2-135M Q4_1, one thread (docs/measurements.md)
+_READ_BYTES_PER_SECOND = 65 * 103.7e6  # of weights, once a token: SmolLM2-135M Q4_1, one thread (docs/measurements.md)
 _RUNTIME_BYTES = 300 << 20  # interpreter, llama.cpp, KV cache of 4096 tokens
 
 
@@ -66,18 +68,27 @@ def inputs(params: EvaluateParams, context: StageContext) -> dict[str, str]:
 
 
 def needs(params: EvaluateParams, context: StageContext) -> Needs:
+    sizes = []
+    for ref in params.refs:
+        with contextlib.suppress(InputError):  # planned before it is made: about as large as its source
+            sizes.append(resolve(ref, context).files.stat().st_size)
+    return _needs(params, max(sizes, default=0), context)
+
+
+def outlook(params: EvaluateParams, shape: ModelShape, context: StageContext) -> Needs:
+    return _needs(params, gguf_bytes(shape), context)
+
+
+def _needs(params: EvaluateParams, file_bytes: int, context: StageContext) -> Needs:
+    """How fast a card would answer isn't known."""
     settings = params.settings
     asked = settings.directness_prompts * ("directness" in settings.suites)
     asked += (settings.humaneval_problems or 164) * ("humaneval" in settings.suites)
     tokens = (
         asked * len(params.refs) * settings.max_answer_tokens * 0.5
     )  # 7,400 of 15,360 in the demo: answers end before the limit
-    sizes = []
-    for ref in params.refs:
-        with contextlib.suppress(InputError):  # planned before it is made: about as large as its source
-            sizes.append(resolve(ref, context).files.stat().st_size)
-    ram = max(sizes, default=0) + _RUNTIME_BYTES
-    return Needs(ram_bytes=ram, disk_bytes=16 << 20, seconds=tokens / _TOKENS_PER_SECOND)
+    seconds = None if context.machine.gpu_name else tokens * file_bytes / _READ_BYTES_PER_SECOND
+    return Needs(ram_bytes=file_bytes + _RUNTIME_BYTES, disk_bytes=16 << 20, seconds=seconds)
 
 
 def run(params: EvaluateParams, context: StageContext) -> StageResult:
@@ -145,4 +156,5 @@ STAGE = Stage(
     resumable=True,
     inputs=inputs,
     needs=needs,
+    outlook=outlook,
 )

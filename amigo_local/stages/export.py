@@ -11,9 +11,11 @@ from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Quant
+from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, option
 from amigo_local.stages._check_texts import CHECKED_TEXTS, TEXTS
 from amigo_local.stages._models import newest_run_with, resolve, run_artifacts
+from amigo_local.stages._shapes import gguf_bytes
 from amigo_local.stages.imatrix import ImatrixParams
 
 AUTO = "auto"
@@ -170,6 +172,16 @@ def needs(params: ExportParams, context: StageContext) -> Needs:
     )
 
 
+def outlook(params: ExportParams, shape: ModelShape, context: StageContext) -> Needs:
+    from amigo_local.weights.probe import comparison_bytes_of_layer
+
+    return Needs(
+        disk_bytes=gguf_bytes(shape, params.quant),
+        ram_bytes=max(_RAM_BYTES, comparison_bytes_of_layer(4 * shape.layer_parameters)),
+        seconds=shape.parameters / _ELEMENTS_PER_SECOND,
+    )
+
+
 def run(params: ExportParams, context: StageContext) -> StageResult:
     from amigo_local.weights.check_texts import check_texts
     from amigo_local.weights.export import export
@@ -246,4 +258,5 @@ STAGE = Stage(
     version=3,
     inputs=inputs,
     needs=needs,
+    outlook=outlook,
 )

@@ -11,8 +11,10 @@ import msgspec
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
+from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._models import resolve, step_by_ref
+from amigo_local.stages._shapes import gguf_bytes
 
 FILE = "imatrix.gguf"
 _PIECE_CHARACTERS = 1 << 20
@@ -41,11 +43,17 @@ def needs(params: ImatrixParams, context: StageContext) -> Needs:
     from amigo_local.weights.imatrix_collection import imatrix_disk_needed
 
     header = read_header(resolve(params.ref, context).need_gguf("imatrix"))
-    return Needs(
-        disk_bytes=imatrix_disk_needed(header),
-        ram_bytes=header.file_size + _RAM_BYTES,
-        seconds=header.parameters * params.chunks * _CHUNK_TOKENS / _MULTIPLICATIONS_PER_SECOND,
-    )
+    return _needs(params, imatrix_disk_needed(header), header.file_size, header.parameters)
+
+
+def outlook(params: ImatrixParams, shape: ModelShape, context: StageContext) -> Needs:
+    columns = shape.layers * sum(inputs for inputs, _ in shape.linears.values())
+    return _needs(params, 4 * columns + (1 << 20), gguf_bytes(shape), shape.parameters)
+
+
+def _needs(params: ImatrixParams, disk_bytes: int, file_bytes: int, parameters: int) -> Needs:
+    seconds = parameters * params.chunks * _CHUNK_TOKENS / _MULTIPLICATIONS_PER_SECOND
+    return Needs(disk_bytes=disk_bytes, ram_bytes=file_bytes + _RAM_BYTES, seconds=seconds)
 
 
 def run(params: ImatrixParams, context: StageContext) -> StageResult:
@@ -111,4 +119,5 @@ STAGE = Stage(
     produces="imatrix",
     inputs=inputs,
     needs=needs,
+    outlook=outlook,
 )

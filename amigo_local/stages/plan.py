@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +19,13 @@ from amigo_local.domain.recipe import Recipe
 from amigo_local.domain.units import MIB, format_size, parse_size
 from amigo_local.engine.contract import RecipeRequest, Stage, StageContext, StageResult, Step, option
 from amigo_local.engine.fingerprint import fingerprint
+from amigo_local.stages._gpu_handoff import handed_over
 from amigo_local.stages._loop import loop, source_ref
 from amigo_local.stages._models import ResolvedModel, resolve
-from amigo_local.stages._predictions import predicted_needs
-from amigo_local.stages._shapes import shape_file
-
-PAIRS_OF_A_SOURCE = 4000  # where a source sets no limit, as prepare counts them
+from amigo_local.stages._serving import reachable
+from amigo_local.stages._shapes import shape_file, shape_names
+from amigo_local.stages.prepare import expected_pairs
+from amigo_local.stages.train import measured_set
 
 
 class PlanParams(RecipeRequest, frozen=True, kw_only=True):
@@ -42,7 +44,7 @@ _COLUMNS = (
     Column("RAM", "bytes"),
     Column("disk", "bytes"),
     Column("time", "seconds"),
-    Column("what"),
+    Column("made"),
 )
 _LEVERS = (
     Column("lever: train.…"),
@@ -85,8 +87,8 @@ def run(params: PlanParams, context: StageContext) -> StageResult:
 
 
 def _budgeted(params: PlanParams, context: StageContext) -> StageContext:
-    """The context as it would be on the machine that is planned for."""
-    machine = context.machine
+    """The context as it would be on the machine that is planned for: this one, once Ollama has let go of its card."""
+    machine = handed_over(context.machine, reachable(context.settings))
     if params.vram:  # a planned machine has what it is given, whatever this one has
         size = _size("--vram", params.vram)
         name = machine.gpu_name or "planned GPU"
@@ -123,16 +125,21 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
             step = chain.send(artifact)
         except StopIteration:
             break
+        except InputError as error:
+            if not planned and source_ref(request, recipe).kind == "ollama":
+                raise InputError(error.message, f"{error.hint}; {_shapes_do()}") from error
+            raise
         stage = load_stage(step.stage)
         if stage.produces is None:
             planned.append(PlannedStage(stage=stage.name, summary=stage.summary, status="to do", needs=Needs()))
-            context.note("what follows can be planned once the tag is there", fix=f"amigo-local {stage.name} …")
+            text = f"what follows can be planned once the tag is there; {_shapes_do()}"
+            context.note(text, fix=f"amigo-local pull {request.model or recipe.model.source}")
             break
         source = source or resolve(str(source_ref(request, recipe)), context)
         done = _committed(stage, step, context)
         needs = Needs()
         if done is None and stage.name == "train":
-            memory, needs, refusal = _training(source, recipe, context)
+            memory, needs, refusal = _training(source, recipe, planned, context)
         elif done is None:
             needs = _needs(stage, step, source, context)
         planned.append(
@@ -156,17 +163,22 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
     return plan, refusal
 
 
+def _shapes_do() -> str:
+    return f"--model can also be one of: {', '.join(shape_names())}"
+
+
 def _needs(stage: Stage, step: Step, source: ResolvedModel, context: StageContext) -> Needs:
     """The stage's own word; what isn't made yet can't be read, so else what the model's dimensions say."""
-    predicted = predicted_needs(stage.name, step.params, source.shape()) if source.config else None
-    if predicted is None and stage.needs:
+    if source.config and stage.outlook:
+        return stage.outlook(step.params, source.shape(), context)
+    if stage.needs:
         with contextlib.suppress(InputError, OSError):
             return stage.needs(step.params, context)
-    return predicted or Needs()
+    return Needs()
 
 
 def _training(
-    source: ResolvedModel, recipe: Recipe, context: StageContext
+    source: ResolvedModel, recipe: Recipe, before: Sequence[PlannedStage], context: StageContext
 ) -> tuple[MemoryPlan, Needs, InputError | None]:
     """The plan that fits, or the smallest one and why it doesn't."""
     from amigo_local.training.memory_formula import Job
@@ -176,10 +188,12 @@ def _training(
     length = recipe.data.max_length_tokens
     job = Job(source.shape(), recipe.train, length, source.table_type())
     fit = fitted(job, context.machine)
-    pairs = sum(entry.limit or PAIRS_OF_A_SOURCE for entry in recipe.data.sources)
-    trained = int(pairs * (1 - recipe.data.held_out_fraction))
     error = refusal(job, context.machine, fit) if fit.lacking else None
-    return fit.plan, needs(fit.plan, recipe.train, samples=trained), error
+    made = next((stage.artifact_path for stage in before if stage.stage == "prepare"), None)
+    samples, mean_length = measured_set(Path(made)) if made else (None, None)
+    if samples is None:
+        samples = int(expected_pairs(recipe.data) * (1 - recipe.data.held_out_fraction))
+    return fit.plan, needs(fit.plan, recipe.train, samples=samples, mean_length_tokens=mean_length), error
 
 
 def _committed(stage: Stage, step: Step, context: StageContext) -> Artifact | None:
@@ -205,7 +219,7 @@ def _to_be_made(stage: Stage, context: StageContext) -> Artifact:
 def _row(stage: PlannedStage) -> tuple[Figure, ...]:
     needs = stage.needs
     shown = (needs.vram_bytes or None, needs.ram_bytes or None, needs.disk_bytes or None, needs.seconds)
-    return (stage.stage, stage.status, *shown, stage.artifact_path or stage.summary)
+    return (stage.stage, stage.status, *shown, Path(stage.artifact_path).name if stage.artifact_path else None)
 
 
 def _lever_rows(memory: MemoryPlan) -> tuple[tuple[Figure, ...], ...]:

@@ -10,6 +10,7 @@ from amigo_local.domain.recipe import DataSettings
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult
 from amigo_local.stages._loop import chain_until
 
+_PAIRS_OF_A_SOURCE = 4000
 _BYTES_PER_PAIR = 4 << 10  # 341 KiB for 267 pairs in the demo, and room for longer ones
 
 
@@ -34,8 +35,13 @@ def inputs(params: PrepareParams, context: StageContext) -> dict[str, str]:
     return found
 
 
+def expected_pairs(data: DataSettings) -> int:
+    """Before the sources are read: their limits, or what the whole standard library gives, and room for more."""
+    return sum(source.limit or _PAIRS_OF_A_SOURCE for source in data.sources)
+
+
 def needs(params: PrepareParams, context: StageContext) -> Needs:
-    pairs = sum(source.limit or 4000 for source in params.data.sources)
+    pairs = expected_pairs(params.data)
     return Needs(disk_bytes=pairs * _BYTES_PER_PAIR, ram_bytes=600 << 20, seconds=10 + pairs * 0.003)
 
 

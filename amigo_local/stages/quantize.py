@@ -12,14 +12,13 @@ import msgspec
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
+from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._models import ResolvedModel, resolve, step_by_ref
 
 if TYPE_CHECKING:
     from amigo_local.weights.weight_source import CheckpointWeights, GgufWeights
 
-_BYTES_PER_WEIGHT = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a code, a share of a scale, a share of a scale's scale
-_LAYER_BYTES = 256 << 10  # norms and biases in f32, and what alignment leaves empty
 _FIXED_BYTES = 1 << 20
 _RAM_BYTES = 1 << 30  # 748 MB at 12B shape on two cores, half of it torch and transformers (docs/measurements.md)
 _CORE_BYTES = 12 << 20  # a piece of float32 on its way, and its temporaries
@@ -42,18 +41,21 @@ def inputs(params: QuantizeParams, context: StageContext) -> dict[str, str]:
 
 
 def needs(params: QuantizeParams, context: StageContext) -> Needs:
-    shape = _resolved(params, context).shape()
+    return outlook(params, _resolved(params, context).shape(), context)
+
+
+def outlook(params: QuantizeParams, shape: ModelShape, context: StageContext) -> Needs:
+    """A table of a type that torch can't decode, which is rare, comes on top."""
+    from amigo_local.training.memory_formula import layer_bytes, small_bytes
+    from amigo_local.training.nf4_index import SEGMENT_ALIGNMENT
+
     cores = context.machine.cpu_count
+    layers = shape.layers * (layer_bytes(shape) + SEGMENT_ALIGNMENT)
     return Needs(
-        disk_bytes=disk_needed(shape.layers, shape.layer_parameters),
+        disk_bytes=layers + small_bytes(shape) + _FIXED_BYTES,
         ram_bytes=_RAM_BYTES + cores * _CORE_BYTES,
         seconds=_START_SECONDS + shape.parameters / (_WEIGHTS_PER_SECOND * min(cores, _CORES)),
     )
-
-
-def disk_needed(layers: int, layer_parameters: int) -> int:
-    """Bytes of a store at most. A table of a type that torch can't decode, which is rare, comes on top."""
-    return int(layers * (layer_parameters * _BYTES_PER_WEIGHT + _LAYER_BYTES)) + _FIXED_BYTES
 
 
 def run(params: QuantizeParams, context: StageContext) -> StageResult:
@@ -115,6 +117,7 @@ STAGE = Stage(
     resumable=True,
     inputs=inputs,
     needs=needs,
+    outlook=outlook,
     still_holds=still_holds,
 )
 """Not llama.cpp's quantization: `export --quant` makes GGUF files to serve, this makes bitsandbytes' double-quantized

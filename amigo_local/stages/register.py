@@ -40,7 +40,13 @@ def still_holds(params: RegisterParams, artifact: Artifact, context: StageContex
     server = reachable(context.settings)
     if server is None:
         found = [entry for entry in library(context).entries() if entry.tag == artifact.figures.get("tag")]
-        return bool(found) and Path(found[0].gguf_path) == Path(_path(params)).resolve()
+        if not found or Path(found[0].gguf_path) != Path(_path(params)).resolve():
+            return False
+        try:
+            found[0].usable_gguf()
+        except InputError:
+            return False  # made anew at the same place
+        return True
     return any(
         entry.name == artifact.figures.get("tag") and entry.digest == artifact.figures.get("manifest")
         for entry in server.tags()

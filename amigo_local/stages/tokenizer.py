@@ -10,6 +10,7 @@ from amigo_local.stages._check_texts import CHECKED_TEXTS
 from amigo_local.stages._models import resolve, step_by_ref
 
 _RAM_BYTES = 650 << 20  # Gemma's 262,144 tokens and 514,906 merges, with the check: 638 MB measured
+_TEMPLATE_FIX = "take a chat model, such as one that ends in -it or -instruct"
 _SECONDS = 6.0  # the same, on two cores
 
 
@@ -32,11 +33,14 @@ def needs(params: TokenizerParams, context: StageContext) -> Needs:
 
 def run(params: TokenizerParams, context: StageContext) -> StageResult:
     from amigo_local.weights.check_texts import check_texts
+    from amigo_local.weights.gguf_header import read_header
     from amigo_local.weights.unpack import unpack_tokenizer
     from amigo_local.weights.verify_unpack import check_tokenizer
 
     gguf = resolve(params.ref, context).need_gguf("tokenizer")
     figures = unpack_tokenizer(gguf, context.build_dir())
+    if read_header(gguf).chat_template is None:
+        context.note("the model has no chat template, which training sets are rendered with", "warning", _TEMPLATE_FIX)
     return StageResult(figures | check_tokenizer(gguf, context.build_dir(), check_texts(CHECKED_TEXTS), context.emit))
 
 

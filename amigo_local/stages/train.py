@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from amigo_local.domain.errors import InputError
 from amigo_local.domain.machine import Machine
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import TrainSettings
@@ -16,7 +15,7 @@ from amigo_local.domain.settings import MachineBudget
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult
 from amigo_local.engine.machine import measure_machine
-from amigo_local.stages._gpu_handoff import hand_over_gpu, read_nvidia_smi
+from amigo_local.stages._gpu_handoff import hand_over_gpu, handed_over, read_nvidia_smi
 from amigo_local.stages._loop import chain_until
 from amigo_local.stages._models import resolve
 from amigo_local.stages._serving import reachable
@@ -62,12 +61,14 @@ def inputs(params: TrainParams, context: StageContext) -> dict[str, str]:
 def needs(params: TrainParams, context: StageContext) -> Needs:
     from amigo_local.training import memory_plan
 
-    plan = choose_plan(params, with_ollamas_share(context))
-    samples, mean_length = _measured_set(Path(params.dataset))
+    plan = choose_plan(params, context, handed_over(context.machine, reachable(context.settings)))
+    samples, mean_length = measured_set(Path(params.dataset))
     return memory_plan.needs(plan, params.train, samples=samples, mean_length_tokens=mean_length)
 
 
-def choose_plan(params: TrainParams, machine: Machine, calibration: Calibration | None = None) -> MemoryPlan:
+def choose_plan(
+    params: TrainParams, context: StageContext, machine: Machine, calibration: Calibration | None = None
+) -> MemoryPlan:
     """Raises InputError when nothing fits, with what binds and the nearest change that would."""
     from amigo_local.training import memory_plan
     from amigo_local.training.memory_formula import ASSUMED
@@ -77,7 +78,7 @@ def choose_plan(params: TrainParams, machine: Machine, calibration: Calibration 
         params.train,
         params.max_length_tokens,
         machine,
-        table_type=_table_type(params),
+        table_type=resolve(params.source, context).table_type(),
         calibration=calibration or ASSUMED,
     )
 
@@ -97,29 +98,29 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
     from amigo_local.training.memory_formula import layer_bytes
     from amigo_local.training.probe import Probing
     from amigo_local.training.sft import train_sft
+    from amigo_local.training.training_run import TrainingRun
 
     check_card(context.emit, context.machine.gpu_name)
     if on_card and visible_card() is None:  # as check_card has said, it runs on the processor
         on_card = False
         without = msgspec.structs.replace(context.machine, gpu_name=None, vram_total_bytes=None, vram_free_bytes=None)
         context = replace(context, machine=without)
-    method = train_dpo if params.train.method == "dpo" else train_sft
-    figures = method(
-        params.train,
-        choose_plan(params, context.machine),
-        _base(params, context),
-        Path(params.dataset),
-        context.build_dir(),
-        context.emit,
+    training = TrainingRun(
+        settings=params.train,
+        plan=choose_plan(params, context, context.machine),
+        base=_base(params, context),
+        dataset_dir=Path(params.dataset),
+        out_dir=context.build_dir(),
+        emit=context.emit,
         start_adapter=Path(params.start_adapter) if params.start_adapter else None,
         probing=Probing(
-            replan=lambda measured: choose_plan(params, context.machine, measured),
+            replan=lambda measured: choose_plan(params, context, context.machine, measured),
             layer_bytes=layer_bytes(params.shape) if on_card and params.train.quantization == "nf4" else 0,
             vram_free_bytes=vram_free,
         ),
         trackers_dir=context.workspace.runs_dir / context.run_id / "trackers",
     )
-    return StageResult(figures)
+    return StageResult(train_dpo(training) if params.train.method == "dpo" else train_sft(training))
 
 
 def _base(params: TrainParams, context: StageContext) -> FrozenBase:
@@ -134,38 +135,13 @@ def _base(params: TrainParams, context: StageContext) -> FrozenBase:
     return base_from_store(base, name=model.digest, source_digest=model.digest, source=model.files)
 
 
-def _table_type(params: TrainParams) -> str:
-    """ggml's name of the type that the embedding waits in on the host."""
-    from amigo_local.training.memory_plan import DEFAULT_TABLE_TYPE
-    from amigo_local.training.nf4_index import read_index
-
-    if params.train.quantization == "none":
-        return "BF16"
-    try:
-        return read_index(Path(params.base)).tables[-1].type_name
-    except InputError:
-        return DEFAULT_TABLE_TYPE  # not made yet
-
-
-def _measured_set(dataset: Path) -> tuple[int | None, float | None]:
+def measured_set(dataset: Path) -> tuple[int | None, float | None]:
     """(rows, mean tokens) of a set that `prepare` has made; (None, None) of one that it hasn't yet."""
     try:
         figures = msgspec.json.decode((dataset / "stats.json").read_bytes(), type=_Stats).figures
     except (OSError, msgspec.MsgspecError):
         return None, None
     return figures.train_samples, figures.train_tokens / max(1, figures.train_samples)
-
-
-def with_ollamas_share(context: StageContext) -> Machine:
-    """The machine as it will be once Ollama has let go of the card."""
-    machine = context.machine
-    if machine.gpu_name is None or machine.vram_free_bytes is None or machine.vram_total_bytes is None:
-        return machine
-    server = reachable(context.settings)
-    held = sum(model.vram_bytes for model in server.loaded()) if server else 0
-    return msgspec.structs.replace(
-        machine, vram_free_bytes=min(machine.vram_total_bytes, machine.vram_free_bytes + held)
-    )
 
 
 STAGE = Stage(

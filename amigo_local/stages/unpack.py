@@ -6,6 +6,7 @@ from typing import Annotated
 
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import Dtype
+from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
 from amigo_local.stages._check_texts import CHECKED_TEXTS, TEXTS
 from amigo_local.stages._models import resolve, step_by_ref
@@ -38,6 +39,15 @@ def needs(params: UnpackParams, context: StageContext) -> Needs:
     return Needs(disk_bytes=disk, ram_bytes=ram, seconds=disk / _BYTES_PER_SECOND)
 
 
+def outlook(params: UnpackParams, shape: ModelShape, context: StageContext) -> Needs:
+    from amigo_local.weights.probe import comparison_bytes_of_layer
+    from amigo_local.weights.unpack import ITEM_BYTES, TOKENIZER_BYTES
+
+    disk = shape.parameters * ITEM_BYTES[params.dtype or "bf16"] + TOKENIZER_BYTES
+    ram = max(_RAM_BYTES, comparison_bytes_of_layer(4 * shape.layer_parameters))
+    return Needs(disk_bytes=disk, ram_bytes=ram, seconds=disk / _BYTES_PER_SECOND)
+
+
 def run(params: UnpackParams, context: StageContext) -> StageResult:
     from amigo_local.weights.check_texts import check_texts
     from amigo_local.weights.unpack import unpack
@@ -60,4 +70,5 @@ STAGE = Stage(
     version=2,
     inputs=inputs,
     needs=needs,
+    outlook=outlook,
 )

@@ -102,9 +102,10 @@ def _carriers(weights: Path) -> list[str]:
 
     try:
         with safe_open(weights, framework="numpy") as file:  # names alone: no torch for it
-            return sorted({_last_name(key.split(".lora_")[0]) for key in file.keys() if ".lora_" in key})  # noqa: SIM118  # no dict
+            names = file.keys()
     except SafetensorError as error:
         raise InputError(f"{weights} can't be read: {error}", "train the adapter again") from error
+    return sorted({_last_name(name.split(".lora_")[0]) for name in names if ".lora_" in name})
 
 
 def _last_name(module: str) -> str:

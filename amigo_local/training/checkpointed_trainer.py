@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from transformers import Trainer
 
 from amigo_local.domain.errors import Cancelled
 from amigo_local.domain.events import AnyEvent, Emit
 from amigo_local.domain.memory_plan import MemoryPlan
+from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.adapter import load_adapter, save_adapter
 from amigo_local.training.checkpoints import CheckpointFolder
 from amigo_local.training.frozen_base import Streamer
 from amigo_local.training.micro_batches import StepRow, padded
 from amigo_local.training.random_state import RandomState
+from amigo_local.training.row_file import RowFile
 
 PLAN = "plan.json"
 
@@ -31,34 +35,22 @@ class PlanInForce(msgspec.Struct, frozen=True, kw_only=True):
 class StepSetup(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a trainer needs besides TRL's own arguments."""
 
-    rows: Sequence[StepRow]
+    rows: RowFile
     """What is trained on, read as it is needed."""
     held_out: Sequence[StepRow] = ()
     """What the loss is measured on every `evaluate_every_steps`, and after the last step."""
-    file: Path
-    """Where the rows come from, for messages."""
+    settings: TrainSettings
     plan: MemoryPlan
-    packing: bool
     checkpoints: CheckpointFolder
     base_name: str
     emit: Emit
     streamer: Streamer | None = None
-    evaluate_every_steps: int | None = None
-    keep_best: bool = False
-    neftune_noise_alpha: float | None = None
 
 
-class CheckpointedTrainer:
-    """Overrides hooks of transformers 5.23's Trainer (pinned), which comes after it in the MRO."""
+class CheckpointedTrainer(Trainer, ABC):  # type: ignore[misc]  # transformers ships no types
+    """Overrides hooks of transformers 5.23's Trainer (pinned); TRL's trainer comes between them in the MRO."""
 
-    # Of Trainer, which ships no types.
-    model: Any
-    args: Any
-    state: Any
-    control: Any
-    optimizer: Any
-    callback_handler: Any
-    setup: StepSetup
+    control: Any  # Trainer's, and assigned below
 
     def __init__(self, *args: Any, setup: StepSetup, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,9 +59,9 @@ class CheckpointedTrainer:
         """The footprint that a micro-batch may have: the plan's, halved whenever memory runs out."""
         self.remember_random_state()
 
+    @abstractmethod
     def held_out_loss(self) -> float:
         """The mean loss on the held-out rows, with the model in eval mode and without gradients."""
-        raise NotImplementedError
 
     def _send_telemetry(self) -> None:
         """TRL reports every trainer it builds; this one is the user's business."""
@@ -84,20 +76,20 @@ class CheckpointedTrainer:
         return None if step is None else (step, loss)
 
     def _evaluation_is_due(self) -> bool:
-        every, step = self.setup.evaluate_every_steps, self.state.global_step
+        every, step = self.setup.settings.evaluate_every_steps, self.state.global_step
         if every is None or step == 0 or (step % every and step != self.state.max_steps):
             return False
         return not any("eval_loss" in line and line["step"] == step for line in self.state.log_history)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._init_training_state(*args, **kwargs)  # type: ignore[misc]  # Trainer's
+        found = super()._init_training_state(*args, **kwargs)
         # A run that was cut between a step and its evaluation: the checkpoint knows the one and not the other.
         self.args.eval_on_start = self._evaluation_is_due()
         return found
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.control.should_evaluate = self._evaluation_is_due()
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]  # Trainer's
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Called by Trainer when an evaluation is due; changes nothing that training goes on from."""
@@ -105,9 +97,9 @@ class CheckpointedTrainer:
         self.model.eval()
         metrics = {"eval_loss": self.held_out_loss()}
         best = self.best
-        self.log(metrics)  # type: ignore[attr-defined]  # Trainer's; in eval mode, so that TRL adds eval's metrics
+        self.log(metrics)  # in eval mode, so that TRL adds eval's metrics
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if self.setup.keep_best and self.best != best:
+        if self.setup.settings.keep_best and self.best != best:
             self.control.should_save = True
         self.model.train()
         random.restore()
@@ -118,14 +110,14 @@ class CheckpointedTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         def fill(folder: Path) -> None:
             save_adapter(self.model, folder, self.setup.base_name)
-            self._save_optimizer_and_scheduler(str(folder))  # type: ignore[attr-defined]  # Trainer's
-            self._save_rng_state(str(folder))  # type: ignore[attr-defined]  # Trainer's
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_rng_state(str(folder))
             in_force = PlanInForce(capacity_tokens=self.capacity_tokens, plan=self.setup.plan)
             (folder / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(in_force)))
             # Holds global_step, which is the sampler's position, and the log so far.
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
-        best = self.best if self.setup.keep_best else None
+        best = self.best if self.setup.settings.keep_best else None
         self.setup.checkpoints.write(
             self.state.global_step, fill, nbytes=self._checkpoint_bytes(), also_keep=best[0] if best else None
         )
@@ -142,7 +134,7 @@ class CheckpointedTrainer:
         self.capacity_tokens = msgspec.json.decode((folder / PLAN).read_bytes(), type=PlanInForce).capacity_tokens
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]  # Trainer's
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             page_out(getattr(self.optimizer, "optimizer", self.optimizer))  # accelerate's wrapper has one inside
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from amigo_local.domain.memory_plan import Staging
-from amigo_local.training.staging_ring import CHUNK_BYTES, CHUNKS, DeviceEngine, Event, StagingRing
+from amigo_local.training.buffer_sizes import CHUNK_BYTES, CHUNKS
+from amigo_local.training.staging_ring import DeviceEngine, Event, StagingRing
 
 
 class CudaDevice:
@@ -13,8 +14,8 @@ class CudaDevice:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
+        self._runtime = torch.cuda.cudart()
+        self._copies = torch.cuda.Stream(device)
 
     def page_locked(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
@@ -27,7 +28,7 @@ class CudaDevice:
 
     def _record(self, stream: torch.cuda.Stream, timed: bool) -> Event:
         # blocking: a thread that waits for it sleeps instead of spinning.
-        event = torch.cuda.Event(enable_timing=timed, blocking=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=timed, blocking=True)
         event.record(stream)
         return event
 

@@ -49,6 +49,12 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
+def another_micro_batch(job: Job, micro: int) -> int | None:
+    """The next larger one, or else the next smaller."""
+    others = [d for d in divisors(job.settings.effective_batch) if d != micro]
+    return next((d for d in others if d > micro), others[-1] if others else None)
+
+
 def optimizer_of(settings: TrainSettings, *, on_card: bool) -> Optimizer:
     if settings.optimizer != "auto":
         return settings.optimizer

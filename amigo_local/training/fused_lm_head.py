@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from amigo_local.domain.errors import InputError
-from amigo_local.training.host_embedding import TILE_ROWS, HostHead
+from amigo_local.domain.memory_plan import HEAD_TILE_ROWS
+from amigo_local.training.buffer_sizes import LOGITS_AT_ONCE
+from amigo_local.training.host_embedding import HostHead
 from amigo_local.training.logit_rule import LogitRule
 from amigo_local.training.samples import IGNORED_LABEL
-from amigo_local.training.tiled_head import LOGITS_AT_ONCE, Head, Statistic, token_statistics
+from amigo_local.training.tiled_head import Head, Statistic, token_statistics
 
 SFT_STATISTICS: tuple[Statistic, ...] = ("entropy", "is_top1")
 """What TRL's SFTTrainer logs; its compute_loss takes nothing less."""
@@ -36,8 +38,8 @@ class DeviceHead:
         return self._weight[ids].to(dtype)
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(0, self._weight.shape[0], TILE_ROWS):
-            yield first, self._weight[first : first + TILE_ROWS].to(dtype)
+        for first in range(0, self._weight.shape[0], HEAD_TILE_ROWS):
+            yield first, self._weight[first : first + HEAD_TILE_ROWS].to(dtype)
 
 
 def attach_fused_lm_head(

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-ELEMENTS_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 22}
-"""Decoded together: what fits a core's second-level cache, and what a kernel launch (10 µs) doesn't show in."""
+from amigo_local.training.ggml_blocks import BLOCKS, ELEMENTS_AT_ONCE
 
 
 class Codes(NamedTuple):
@@ -22,38 +21,27 @@ class Codes(NamedTuple):
     """(blocks, groups, 1) f32."""
 
 
-class BlockFormat(NamedTuple):
-    block_size: int
-    block_bytes: int
-    take_apart: Callable[[torch.Tensor], Codes] | None
-    """(blocks, block_bytes) uint8 -> Codes; None: the bytes are numbers of `dtype`."""
-    dtype: torch.dtype | None
-    temporary_bytes: int
-    """Of tensors alive at once for each of ELEMENTS_AT_ONCE, beyond the bytes given and the result; counted in
-    test_ggml_decoding. On a CPU the casts within an operator take 8 more."""
-
-
 def can_decode(type_name: str) -> bool:
     """Whether `decode` knows ggml's type of that name, as in `Q6_K`."""
-    return type_name in _FORMATS
+    return type_name in BLOCKS
 
 
 def is_stored_as(type_name: str, dtype: torch.dtype) -> bool:
     """Whether the stored bytes are numbers of `dtype`, so that decoding is a view."""
-    return _FORMATS[type_name].dtype == dtype
+    return _NUMBERS.get(type_name) == dtype
 
 
 def row_bytes(type_name: str, columns: int) -> int:
     """Raises ValueError when a row isn't whole blocks."""
-    form = _FORMATS[type_name]
-    if columns % form.block_size:
+    block = BLOCKS[type_name]
+    if columns % block.weights:
         raise ValueError(f"rows of {columns} values are no whole blocks of {type_name}")
-    return columns // form.block_size * form.block_bytes
+    return columns // block.weights * block.nbytes
 
 
 def temporary_bytes(type_name: str, elements: int, device_type: str) -> int:
     """Peak of what decoding so many elements allocates besides its result."""
-    return _FORMATS[type_name].temporary_bytes * min(elements, _at_once(device_type))
+    return BLOCKS[type_name].temporary_bytes * min(elements, _at_once(device_type))
 
 
 def _at_once(device_type: str) -> int:
@@ -70,20 +58,17 @@ def decode(
     scale, at most 8 of its sub-scale, at most 6 of a code), so that neither the order of factors nor a fused
     multiply-add changes a bit.
     """
-    form = _FORMATS[type_name]
-    if form.take_apart is None:
-        assert form.dtype is not None
-        numbers = _as_numbers(raw, form.dtype)
+    if type_name in _NUMBERS:
+        numbers = _as_numbers(raw, _NUMBERS[type_name])
         if out is not None:
             return out.copy_(numbers)
         return numbers.to(dtype)
-    rows = raw.shape[0]
-    target = torch.empty(rows, columns, dtype=dtype, device=raw.device) if out is None else out
-    blocks = raw.reshape(-1, form.block_bytes)
-    values = target.view(-1, form.block_size)
-    step = max(1, _at_once(raw.device.type) // form.block_size)
+    block, take_apart = BLOCKS[type_name], _TAKE_APART[type_name]
+    target = torch.empty(raw.shape[0], columns, dtype=dtype, device=raw.device) if out is None else out
+    blocks, values = raw.reshape(-1, block.nbytes), target.view(-1, block.weights)
+    step = max(1, _at_once(raw.device.type) // block.weights)
     for start in range(0, blocks.shape[0], step):
-        _put_together(form.take_apart(blocks[start : start + step]), values[start : start + step])
+        _put_together(take_apart(blocks[start : start + step]), values[start : start + step])
     return target
 
 
@@ -236,20 +221,20 @@ def _iq4_xs(blocks: torch.Tensor) -> Codes:
     return Codes(_looked_up(_nibbles(blocks[:, 8:].view(-1, 8, 16))), scale[:, :, None])
 
 
-_FORMATS = {
-    "F32": BlockFormat(1, 4, None, torch.float32, 0),
-    "F16": BlockFormat(1, 2, None, torch.float16, 0),
-    "BF16": BlockFormat(1, 2, None, torch.bfloat16, 0),
-    "Q8_0": BlockFormat(32, 34, _q8_0, None, 1),
-    "Q4_0": BlockFormat(32, 18, _q4_0, None, 3),
-    "Q4_1": BlockFormat(32, 20, _q4_1, None, 6),
-    "Q5_0": BlockFormat(32, 22, _q5_0, None, 4),
-    "Q5_1": BlockFormat(32, 24, _q5_1, None, 6),
-    "Q2_K": BlockFormat(256, 84, _q2_k, None, 6),
-    "Q3_K": BlockFormat(256, 110, _q3_k, None, 4),
-    "Q4_K": BlockFormat(256, 144, _q4_k, None, 6),
-    "Q5_K": BlockFormat(256, 176, _q5_k, None, 6),
-    "Q6_K": BlockFormat(256, 210, _q6_k, None, 4),
-    "IQ4_NL": BlockFormat(32, 18, _iq4_nl, None, 7),
-    "IQ4_XS": BlockFormat(256, 136, _iq4_xs, None, 7),
+_NUMBERS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types whose bytes are numbers."""
+_TAKE_APART: dict[str, Callable[[torch.Tensor], Codes]] = {
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
 }
+"""(blocks, bytes of a block) uint8 -> Codes."""

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from amigo_local.domain.memory_plan import HEAD_TILE_ROWS
 from amigo_local.training.copy_engine import CopyEngine, SyncEngine
 from amigo_local.training.host_table import HostTable, Tile
-
-TILE_ROWS = 8192
-"""Of the vocabulary; measured best on CPU too, where a tile of logits for 512 tokens stays in the cache."""
 
 
 class _HostModule(nn.Module):
@@ -76,7 +74,7 @@ class HostHead(_HostModule):
         table: HostTable,
         dtype: torch.dtype,
         device: torch.device,
-        tile_rows: int = TILE_ROWS,
+        tile_rows: int = HEAD_TILE_ROWS,
         engine: CopyEngine | None = None,
     ) -> None:
         super().__init__(table, dtype, device)

@@ -21,8 +21,8 @@ class HostTable:
     """(rows, columns) numbers kept as `raw` (rows, row bytes) uint8 on the host, mapped or in memory.
 
     type_name: ggml's (`Q6_K`, `BF16`). keep_decoded_bytes: a decoded copy no larger than that is made at the first
-    pass over all rows and kept on the device that computes; otherwise each pass decodes anew, which on a CPU costs a
-    tenth (Q8_0) to a fifth (Q6_K) of a head's time at 512 tokens (benchmarks/tiled_head.py).
+    pass over all rows and kept on the device that computes; otherwise each pass decodes anew (what that costs:
+    buffer_sizes.KEEP_DECODED_BYTES).
 
     Raises InputError for a type that torch operations can't decode or rows that aren't whole blocks.
     """

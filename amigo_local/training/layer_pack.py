@@ -9,8 +9,7 @@ import msgspec
 import torch
 from torch import nn
 
-ALIGNMENT = 256
-"""Of each tensor in a pack: what cudaMalloc aligns to, and more than any kernel's loads need."""
+from amigo_local.training.nf4_index import aligned
 
 Part = Literal["packed", "absmax", "absmax2"]
 """Of a double-quantized weight: two codes a byte; uint8 scale codes, one in 64 weights; f32 scales of those scales,
@@ -38,10 +37,6 @@ class LayerPack:
     @property
     def nbytes(self) -> int:
         return self.flat.numel()
-
-
-def aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def linears_4bit(layer: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from amigo_local.training.copy_engine import CopyEngine, Ticket, Traffic
-from amigo_local.training.layer_pack import LayerPack, aligned, bind, linears_4bit
+from amigo_local.training.layer_pack import LayerPack, bind, linears_4bit
+from amigo_local.training.nf4_index import aligned
 
 
 def spread_evenly(layers: int, streamed: int) -> frozenset[int]:
@@ -104,7 +105,7 @@ class LayerStreamer:
 
         def after_forward(linear: nn.Module, arguments: Any, output: torch.Tensor) -> None:
             if output.requires_grad:  # its hook runs right before MatMul4Bit.backward reads the slot
-                output.register_hook(before_backward)  # type: ignore[no-untyped-call]  # torch's own
+                output.register_hook(before_backward)
 
         return before_forward, after_forward
 

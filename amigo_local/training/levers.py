@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from amigo_local.domain.memory_plan import Lever, Optimizer, Staging
-from amigo_local.training.fit import total
+from amigo_local.domain.memory_plan import Lever, Optimizer
+from amigo_local.training.fit import another_micro_batch, total
 from amigo_local.training.memory_formula import Job, Levers, micro_batch_rows
 from amigo_local.training.memory_parts import ram_parts, vram_parts
 from amigo_local.training.step_time import step_time
@@ -20,7 +20,11 @@ class _Cost(NamedTuple):
 
 
 def explained(job: Job, levers: Levers) -> tuple[Lever, ...]:
-    """Every lever that this model and these samples have, in the order of a recipe."""
+    """Every lever that this model and these samples have, in the order of a recipe.
+
+    Not train.memory.staging: streamed layers take as much RAM page-locked as mapped, and the staging thread's copy is
+    beside the computing either way. What it buys shows only where a probe measures the copies.
+    """
     mine = _cost(job, levers)
     found = [
         _lever(name, chosen, other, _cost(job, changed), mine) for name, chosen, other, changed in _others(job, levers)
@@ -48,8 +52,7 @@ def _lever(name: str, chosen: str, other: str, alternative: _Cost, mine: _Cost) 
 def _others(job: Job, levers: Levers) -> Iterator[tuple[str, str, str, Levers]]:
     """(name, chosen, other, the levers with that one changed)."""
     shape, batch, micro = job.shape, job.settings.effective_batch, levers.micro_batch
-    other = next((d for d in range(micro + 1, batch + 1) if batch % d == 0), None)
-    other = other or next((d for d in range(micro - 1, 0, -1) if batch % d == 0), None)
+    other = another_micro_batch(job, micro)
     if other is not None:
         changed = levers._replace(micro_batch=other)
         yield "train.micro_batch", f"{micro} x {batch // micro}", f"{other} x {batch // other}", changed
@@ -76,9 +79,6 @@ def _others(job: Job, levers: Levers) -> Iterator[tuple[str, str, str, Levers]]:
         yield "train.memory.mlp_tile_tokens", str(tile) if tiled else "all", "all" if tiled else "512", changed
     optimizer: Optimizer = "adamw_torch" if levers.optimizer != "adamw_torch" else "paged_adamw_8bit"
     yield "train.optimizer", levers.optimizer, optimizer, levers._replace(optimizer=optimizer)
-    if resident < layers:
-        staging: Staging = "pinned" if levers.staging == "ring" else "ring"
-        yield "train.memory.staging", levers.staging, staging, levers._replace(staging=staging)
 
 
 def _on_off(value: bool) -> tuple[str, str]:

@@ -6,30 +6,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from amigo_local.domain.memory_plan import Optimizer, Staging
+from amigo_local.domain.memory_plan import HEAD_TILE_ROWS, Optimizer, Staging
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.domain.units import MIB
+from amigo_local.training.ggml_blocks import BLOCKS, BlockSize
+from amigo_local.training.nf4_index import aligned, part_bytes
 from amigo_local.training.samples import PADDED_TO
 
 CONTEXT_BYTES = 350 * MIB  # CUDA's own, with torch's kernels loaded, on a laptop card: assumed
 VRAM_FACTOR = 1.06
 """What the allocator holds for each byte asked for (fragments, cuBLAS' workspace): assumed."""
 PROCESS_BYTES = 2560 * MIB  # RSS of Python with torch and CUDA's libraries: assumed
-# What other modules of this room hold, without importing torch for it (tests/training/test_memory_formula.py compares).
-PACK_ALIGNMENT = 256  # layer_pack.ALIGNMENT
-STAGING_BYTES = 64 * MIB  # staging_ring: 4 chunks of 16 MiB
-LOGITS_AT_ONCE = 1 << 22  # tiled_head
-DECODED_AT_ONCE = 1 << 22  # ggml_decoding.ELEMENTS_AT_ONCE["cuda"]
-TABLE_BLOCKS = {
-    **{"F32": (1, 4, 0), "F16": (1, 2, 0), "BF16": (1, 2, 0), "Q8_0": (32, 34, 1), "Q4_0": (32, 18, 3)},
-    **{"Q4_1": (32, 20, 6), "Q5_0": (32, 22, 4), "Q5_1": (32, 24, 6), "Q2_K": (256, 84, 6), "Q3_K": (256, 110, 4)},
-    **{"Q4_K": (256, 144, 6), "Q5_K": (256, 176, 6), "Q6_K": (256, 210, 4), "IQ4_NL": (32, 18, 7)},
-    "IQ4_XS": (256, 136, 7),
-}
-"""Of each ggml type that a table may stay in, others being kept as bf16: weights and bytes of a block, and bytes that
-decoding takes besides for each weight of DECODED_AT_ONCE."""
-
+DEFAULT_SLOTS = 2  # one is computed with while the next is filled
 PAGED_FROM_ELEMENTS = 100_000  # Optimizer8bit.get_state_buffer in bitsandbytes/optim/optimizer.py
 EIGHT_BIT_FROM_ELEMENTS = 4096  # min_8bit_size of its Optimizer2State
 
@@ -42,7 +31,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     bytes_per_second: float = 11e9
     """Host to device: PCIe 4.0 x8 (11 to 12 GB/s)."""
     vram_factor: float = VRAM_FACTOR
-    """Peak of the allocator's reserved memory over the bytes of the formula."""
+    """Peak of the allocator's reserved memory over the bytes of the formula. On a processor, which has no
+    such slack, the peak of RSS over the formula's, times ASSUMED's."""
     context_bytes: int = CONTEXT_BYTES
 
 
@@ -68,8 +58,8 @@ class Levers(NamedTuple):
     resident: int
     recompute: bool = True
     offload: bool = False
-    slots: int = 2
-    head_tile_rows: int = 8192
+    slots: int = DEFAULT_SLOTS
+    head_tile_rows: int = HEAD_TILE_ROWS
     mlp_tile_tokens: int | None = None
     optimizer: Optimizer = "paged_adamw_8bit"
     staging: Staging = "ring"
@@ -106,31 +96,31 @@ def micro_batch_rows(job: Job, micro_batch: int) -> Rows:
 # -- What doesn't depend on the micro-batch
 
 
-def aligned(nbytes: int) -> int:
-    return -(-nbytes // PACK_ALIGNMENT) * PACK_ALIGNMENT
+def kept_as(job: Job) -> str:
+    """ggml type that the embedding is read from. llama.cpp stores rows that aren't whole blocks as Q8_0 or F16."""
+    wanted = job.table_type if job.table_type in BLOCKS else "BF16"
+    return next(name for name in (wanted, "Q8_0", "F16") if job.shape.hidden_size % BLOCKS[name].weights == 0)
 
 
-def block(job: Job) -> tuple[int, int, int]:
-    """Of TABLE_BLOCKS, the embedding's. llama.cpp stores rows that aren't whole blocks as Q8_0 or F16."""
-    blocks = (TABLE_BLOCKS.get(job.table_type, TABLE_BLOCKS["BF16"]), TABLE_BLOCKS["Q8_0"], TABLE_BLOCKS["F16"])
-    return next(block for block in blocks if job.shape.hidden_size % block[0] == 0)
+def block(job: Job) -> BlockSize:
+    return BLOCKS[kept_as(job)]
 
 
 def row_bytes(job: Job) -> int:
     """Of the embedding on the host."""
-    weights, nbytes, _ = block(job)
-    return job.shape.hidden_size // weights * nbytes
+    return job.shape.hidden_size // block(job).weights * block(job).nbytes
+
+
+def table_bytes(job: Job) -> int:
+    """Of the embedding, and of the head where that is a table of its own."""
+    return (1 if job.shape.tied_embeddings else 2) * job.shape.vocabulary * row_bytes(job)
 
 
 def layer_bytes(shape: ModelShape, quantization: str = "nf4") -> int:
-    """One decoder layer as layer_pack lays it out: codes, a uint8 scale for 64 of them, and f32 for 256 of those."""
+    """Of one decoder layer, as its pack holds it."""
     if quantization != "nf4":
         return 2 * shape.layer_parameters
-    total = 0
-    for inputs, outputs in shape.linears.values():
-        scales = -(-inputs * outputs // 64)
-        total += aligned(-(-inputs * outputs // 2)) + aligned(scales) + aligned(4 * -(-scales // 256))
-    return total
+    return sum(aligned(part) for inputs, outputs in shape.linears.values() for part in part_bytes(inputs * outputs))
 
 
 def small_bytes(shape: ModelShape) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from amigo_local.domain.memory_plan import Optimizer, Part
 from amigo_local.domain.units import MIB
+from amigo_local.training.buffer_sizes import CHUNK_BYTES, CHUNKS
 from amigo_local.training.memory_formula import (
     PROCESS_BYTES,
-    STAGING_BYTES,
     Job,
     Levers,
     adapter_parameters,
@@ -14,8 +14,8 @@ from amigo_local.training.memory_formula import (
     micro_batch_rows,
     offloaded_bytes,
     optimizer_state,
-    row_bytes,
     small_bytes,
+    table_bytes,
 )
 from amigo_local.training.working_set import working_set
 
@@ -49,14 +49,13 @@ def ram_parts(job: Job, levers: Levers) -> tuple[Part, ...]:
     shape = job.shape
     one_layer = layer_bytes(shape, job.settings.quantization)
     streamed = shape.layers - levers.resident
-    tables = (1 if shape.tied_embeddings else 2) * shape.vocabulary * row_bytes(job)
     tokens = micro_batch_rows(job, levers.micro_batch).tokens
     parts = [
         ("process", PROCESS_BYTES),
         ("streamed layers", streamed * one_layer),
-        ("embedding and head", tables),
+        ("embedding and head", table_bytes(job)),
         ("offloaded checkpoints", offloaded_bytes(job, tokens) if levers.offload else 0),
-        ("staging ring", STAGING_BYTES),
+        ("staging ring", CHUNKS * CHUNK_BYTES),
         ("paged optimizer", optimizer_state(job, levers.optimizer).paged),
     ]
     return tuple(Part(name, nbytes) for name, nbytes in parts if nbytes)

@@ -7,14 +7,22 @@ from collections.abc import Iterator
 
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.machine import Machine
-from amigo_local.domain.memory_plan import MemoryPlan
+from amigo_local.domain.memory_plan import HEAD_TILE_ROWS, MemoryPlan
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.training.cpu_plan import processor_plan
 from amigo_local.training.fit import Fit, batching, budget, divisors, optimizer_of, total
 from amigo_local.training.levers import explained
-from amigo_local.training.memory_formula import ASSUMED, Calibration, Job, Levers, layer_bytes, micro_batch_rows
+from amigo_local.training.memory_formula import (
+    ASSUMED,
+    DEFAULT_SLOTS,
+    Calibration,
+    Job,
+    Levers,
+    layer_bytes,
+    micro_batch_rows,
+)
 from amigo_local.training.memory_parts import disk_parts, ram_parts, vram_parts
 from amigo_local.training.step_time import step_time
 
@@ -23,8 +31,7 @@ DEFAULT_TABLE_TYPE = "Q6_K"
 TOKENS_PER_MICRO_BATCH = 8192
 """Larger ones gain nothing: copies hide from a few hundred tokens on."""
 MLP_TILES = (None, 2048, 1024, 512)
-HEAD_TILES = (8192, 4096, 2048)
-DEFAULT_SLOTS = 2  # one is computed with while the next is filled
+HEAD_TILES = (HEAD_TILE_ROWS, 4096, 2048)
 AS_GOOD = 1.08
 """A plan that is slower by no more is as good: it is then the one with less host memory."""
 
@@ -104,9 +111,9 @@ def _on_card(job: Job, machine: Machine) -> Fit:
         for mlp_tile in _mlp_tiles(job):
             # Both tiles cost time and are there for the longest samples: the first that fits is taken.
             plans = [
-                (step_time(job, levers).seconds, total(ram_parts(job, levers)), levers)
+                (step_time(job, levers).seconds, ram_bytes, levers)
                 for levers in _candidates(job, head_tile, mlp_tile, vram)
-                if total(vram_parts(job, levers)) <= vram and total(ram_parts(job, levers)) <= ram
+                if total(vram_parts(job, levers)) <= vram and (ram_bytes := total(ram_parts(job, levers))) <= ram
             ]
             if plans:
                 limit = AS_GOOD * min(seconds for seconds, _, _ in plans)
@@ -118,11 +125,11 @@ def _on_card(job: Job, machine: Machine) -> Fit:
 
 
 def _candidates(job: Job, head_tile: int, mlp_tile: int | None, vram: int) -> Iterator[Levers]:
-    """With as many layers on the card as there is room for."""
+    """With as many layers on the card as there is room for; the first micro-batch without room for any is the last."""
     memory = job.settings.memory
     offloads = (False, True) if memory.offload_checkpoints is None else (memory.offload_checkpoints,)
-    for micro in _micro_batches(job):
-        for offload in offloads:
+    for offload in offloads:
+        for micro in _micro_batches(job):
             levers = Levers(
                 micro_batch=micro,
                 resident=0,
@@ -133,16 +140,21 @@ def _candidates(job: Job, head_tile: int, mlp_tile: int | None, vram: int) -> It
                 optimizer=optimizer_of(job.settings, on_card=True),
                 staging=memory.staging or "ring",
             )
-            yield levers._replace(resident=_resident(job, levers, vram))
+            free = vram - total(vram_parts(job, levers))
+            yield levers._replace(resident=_resident(job, levers, vram, free))
+            if free < 0:
+                break
 
 
-def _resident(job: Job, levers: Levers, vram: int) -> int:
+def _resident(job: Job, levers: Levers, vram: int, free: int) -> int:
+    """free: of `vram`, with no layer on the card."""
     layers, fixed = job.shape.layers, job.settings.memory.resident_layers
     if fixed is not None:
         return fixed
-    if job.settings.quantization == "none" or total(vram_parts(job, levers._replace(resident=layers))) <= vram:
+    if job.settings.quantization == "none":
         return layers
-    free = vram - total(vram_parts(job, levers))
+    if free >= 0 and total(vram_parts(job, levers._replace(resident=layers))) <= vram:
+        return layers
     one = layer_bytes(job.shape) * job.calibration.vram_factor
     return max(0, min(layers - levers.slots, int(free / one)))
 
@@ -167,8 +179,7 @@ def _head_tiles(job: Job) -> tuple[int, ...]:
 def _smallest(job: Job, vram: int) -> Levers:
     """What takes the least VRAM; then the least RAM, from layers that stay on the card."""
     candidates = _candidates(job, _head_tiles(job)[-1], _mlp_tiles(job)[-1], vram)
-    fitting = list(candidates)
-    return min(fitting, key=lambda levers: (max(vram, total(vram_parts(job, levers))), total(ram_parts(job, levers))))
+    return min(candidates, key=lambda found: (max(vram, total(vram_parts(job, found))), total(ram_parts(job, found))))
 
 
 def card_plan(job: Job, levers: Levers, machine: Machine) -> MemoryPlan:

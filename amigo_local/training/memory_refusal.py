@@ -51,7 +51,7 @@ def _hint(job: Job, machine: Machine, resource: Resource, needed: int) -> str:
     if resource == "RAM":
         machine_bytes = format_size(needed / USABLE_SHARE)
         return f"no shorter length or lower rank fits: take a smaller model, or a machine with {machine_bytes}"
-    return f"no shorter length or lower rank fits this card: take {_another_card(job, machine)}, or a smaller model"
+    return f"no shorter length or lower rank fits this card: take {_another_card(job, machine)}a smaller model"
 
 
 def _first_that_fits(changes: Iterator[Change], machine: Machine) -> tuple[Change, MemoryPlan] | None:
@@ -75,8 +75,8 @@ def _levers(job: Job) -> Iterator[Change]:
     for field in settings.memory.__struct_fields__:
         if getattr(settings.memory, field) is not None:
             alone = msgspec.structs.replace(settings.memory, **{field: None})
-            yield from _as_planned(_with(job, memory=alone), f"train.memory.{field}")
-            texts.append(f"train.memory.{field}")
+            yield Change(f"train.memory.{field}=null", _with(job, memory=alone))
+            texts.append(f"train.memory.{field}=null")
             loosened = _with(loosened, memory=free)
     simple: list[tuple[str, bool, dict[str, Any]]] = [
         ("train.micro_batch=1", (settings.micro_batch or 1) > 1, {"micro_batch": 1}),
@@ -96,11 +96,7 @@ def _levers(job: Job) -> Iterator[Change]:
         loosened = _with(loosened, **change)
         together.append(text)
         if len(together) > 1 or texts:
-            yield Change(" --set ".join([*(f"{name}=null" for name in texts), *together]), loosened)
-
-
-def _as_planned(job: Job, name: str) -> Iterator[Change]:
-    yield Change(f"{name}=null", job)
+            yield Change(" --set ".join([*texts, *together]), loosened)
 
 
 def _least(job: Job) -> Job:
@@ -134,8 +130,13 @@ def _shorter_and_lower(job: Job) -> Iterator[Change]:
 
 
 def _another_card(job: Job, machine: Machine) -> str:
+    """`a rented GPU with 24 GiB, or `, with the RAM that is wanted beside it; empty where no one card is enough."""
     for size in CARDS_GIB:
         larger = msgspec.structs.replace(machine, vram_free_bytes=size * GIB, vram_total_bytes=size * GIB)
-        if size * GIB > (machine.vram_total_bytes or 0) and fitted(job, larger).lacking != "VRAM":
-            return f"a rented GPU with {size} GiB"
-    return "several GPUs"
+        if size * GIB <= (machine.vram_total_bytes or 0):
+            continue
+        fit = fitted(job, larger)
+        if fit.lacking != "VRAM":
+            ram = f" in a machine with {format_size(fit.plan.peak_ram_bytes / USABLE_SHARE)} of free RAM"
+            return f"a rented GPU with {size} GiB{ram if fit.lacking == 'RAM' else ''}, or "
+    return ""

@@ -14,9 +14,21 @@ INDEX_FILE, CONFIG_FILE = "index.json", "config.json"
 LAYERS_FILE, SMALL_FILE, TABLES_FILE = "layers.nf4", "small.safetensors", "tables.bin"
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share a scale: bitsandbytes.functional.quantize_4bit's own."""
+PACK_ALIGNMENT = 256
+"""Of each tensor in a layer's pack: what cudaMalloc aligns to, and more than any kernel's loads need."""
 SEGMENT_ALIGNMENT = 1 << 16  # where a mapping may begin: 64 KiB on Windows, pages of up to as much on ARM
 _PART_OF_A_MODEL = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _AGAIN = "amigo-local quantize REF makes it again"
+
+
+def aligned(nbytes: int) -> int:
+    return -(-nbytes // PACK_ALIGNMENT) * PACK_ALIGNMENT
+
+
+def part_bytes(weights: int) -> tuple[int, int, int]:
+    """Of one linear: codes, two a byte; uint8 scale codes, one a block; f32 scales of those, one a nested block."""
+    blocks = -(-weights // BLOCK)
+    return -(-weights // 2), blocks, 4 * -(-blocks // NESTED_BLOCK)
 
 
 class Nf4Linear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from amigo_local.domain.errors import InputError
+from amigo_local.domain.memory_plan import HEAD_TILE_ROWS
 from amigo_local.training.copy_engine import CopyEngine
-from amigo_local.training.host_embedding import TILE_ROWS, HostEmbedding, HostHead, untie
+from amigo_local.training.host_embedding import HostEmbedding, HostHead, untie
 from amigo_local.training.host_table import HostTable
 from amigo_local.training.layer_pack import bind, linears_4bit
 from amigo_local.training.nf4_index import BLOCK, CONFIG_FILE, NESTED_BLOCK, LayerSegment, Nf4Linear
@@ -59,7 +60,7 @@ def build_model(
     compute_dtype: torch.dtype,
     *,
     device: torch.device | None = None,
-    head_tile_rows: int = TILE_ROWS,
+    head_tile_rows: int = HEAD_TILE_ROWS,
     engine: CopyEngine | None = None,
     keep_decoded_bytes: int = 0,
 ) -> Any:

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import torch
 
-from amigo_local.training.layer_pack import LayerPack, PackedTensor, Part, aligned
+from amigo_local.training.layer_pack import LayerPack, PackedTensor, Part
 from amigo_local.training.nf4_index import (
-    BLOCK,
     LAYERS_FILE,
-    NESTED_BLOCK,
     SEGMENT_ALIGNMENT,
     SMALL_FILE,
     TABLES_FILE,
     StoreIndex,
+    aligned,
     check_store,
     located,
+    part_bytes,
 )
 
 
@@ -53,13 +53,11 @@ def layer_layout(linears: Iterable[tuple[str, int, int]]) -> tuple[tuple[PackedT
     tensors: list[PackedTensor] = []
     offset = 0
     for module, rows, columns in linears:
-        packed = -(-rows * columns // 2)
-        blocks = -(-rows * columns // BLOCK)
-        nested = -(-blocks // NESTED_BLOCK)
+        packed, absmax, absmax2 = part_bytes(rows * columns)
         parts: tuple[tuple[Part, int, tuple[int, ...]], ...] = (
             ("packed", packed, (packed, 1)),
-            ("absmax", blocks, (blocks,)),
-            ("absmax2", 4 * nested, (nested,)),
+            ("absmax", absmax, (absmax,)),
+            ("absmax2", absmax2, (absmax2 // 4,)),
         )
         for part, nbytes, shape in parts:
             tensors.append(PackedTensor(module, part, offset, nbytes, shape))

@@ -77,7 +77,7 @@ class PreferenceTrainer(StepTrainer, DPOTrainer):  # type: ignore[misc]  # trl s
             found: dict[int, Logps] = {}
             for group in groups:
                 self._in_hand = group
-                found |= self._pair_logps(lay_out(group, self.setup.packing).to(self.args.device))
+                found |= self._pair_logps(lay_out(group, self.setup.settings.packing).to(self.args.device))
                 told(len(found))
             return found
 

@@ -11,7 +11,7 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Column, Emit, Note, Table
 from amigo_local.domain.memory_plan import MemoryPlan, Part
 from amigo_local.domain.units import format_seconds, format_size
-from amigo_local.training.memory_formula import ASSUMED, Calibration
+from amigo_local.training.memory_formula import ASSUMED, DEFAULT_SLOTS, Calibration
 from amigo_local.training.rehearsal import Measured
 
 CPU_SECONDS_WORTH_A_PROBE = 600.0
@@ -138,7 +138,7 @@ def calibrated(assumed: Calibration, plan: MemoryPlan, measured: Measured, at_le
 
     at_least_bytes: what the peak is taken to be, where memory ran out before it was reached.
     """
-    # vram_parts of memory_formula: the sum of all parts but the context is slack times the bytes of the formula.
+    # memory_parts.vram_parts: the sum of all parts but the context is slack times the bytes of the formula.
     context = sum(part.nbytes for part in plan.vram if part.name == "CUDA context")
     held = max(measured.peak.held, at_least_bytes)
     predicted, rate = predicted_seconds(plan, measured.tokens), measured.traffic.gigabytes_per_second
@@ -177,7 +177,7 @@ def _levers(plan: MemoryPlan) -> dict[str, object]:
 def _with_layers(plan: MemoryPlan, measured: Measured, more: int, layer_bytes: int) -> MemoryPlan:
     """The same plan with `more` (or fewer) resident layers; its VRAM is what was measured, changed by just that."""
     streamed = plan.streamed_layers - more
-    slots = min(plan.slots or 2, streamed)
+    slots = min(plan.slots or DEFAULT_SLOTS, streamed)
     difference = measured.peak.held - plan.peak_vram_bytes
     change = (more + slots - plan.slots) * layer_bytes
     return msgspec.structs.replace(

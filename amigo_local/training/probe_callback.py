@@ -58,7 +58,7 @@ def rehearse_trainer(trainer: Any, meter: Meter, clock: Callable[[], float] = ti
         return rehearse(
             Rehearsal(
                 model=model,
-                tokens=footprint([row.lengths for row in heaviest], setup.packing),
+                tokens=footprint([row.lengths for row in heaviest], setup.settings.packing),
                 run_step=run_step,
                 evaluate=(lambda: trainer.rehearse_loss(model, held_out)) if held_out else None,
                 make_optimizer=lambda parameters: scratch_optimizer(setup.plan.optimizer, parameters),
@@ -78,7 +78,7 @@ def heaviest_micro_batch(trainer: Any, rows: Sequence[StepRow], order: Sequence[
     """Of all steps over `rows` in that order; empty where there are none."""
     most, found = 0, []
     for group in _micro_batches(trainer, rows, order):
-        weight = footprint([row.lengths for row in group], trainer.setup.packing)
+        weight = footprint([row.lengths for row in group], trainer.setup.settings.packing)
         if weight > most:
             most, found = weight, group
         if most >= AS_HEAVY_AS_CAN_BE * trainer.capacity_tokens:

@@ -13,7 +13,6 @@ import msgspec
 
 from amigo_local.domain.events import Emit, Progress
 
-FILE = "reference.bin"
 LABEL = "scoring pairs with the reference"
 SECONDS_BETWEEN_PROGRESS = 1.0
 _VALUES = struct.Struct("<Iff")

@@ -37,15 +37,13 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
         self,
         emit: Emit,
         tokens_by_step: list[int],
+        samples_by_step: list[int],
         log_every_steps: int,
-        before_step: Callable[[], None],
+        after_step: Callable[[], None],
         save_now: Callable[[bool], None],
         checkpoint_path: Callable[[int], str],
+        gauges: Readings,
         clock: Callable[[], float],
-        *,
-        samples_by_step: list[int] | None = None,
-        gauges: Readings | None = None,
-        after_step: Callable[[], None] | None = None,
     ) -> None:
         """`tokens_by_step[k]`: tokens in all trained on after k steps (padding not counted); samples_by_step alike.
 
@@ -54,10 +52,10 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
         """
         self._emit_event, self._tokens, self._log_every = emit, tokens_by_step, log_every_steps
         self._samples, self._gauges = samples_by_step, gauges
-        self._before_step, self._after_step, self._save_now = before_step, after_step, save_now
+        self._after_step, self._save_now = after_step, save_now
         self._checkpoint_path, self._clock = checkpoint_path, clock
         self._step_started = self._last_progress = clock()
-        self._micro_batches = self._evaluated = 0
+        self._evaluated = 0
         self._pace = Pace()
         self.seconds_training = 0.0
         self.tokens_trained = 0
@@ -73,22 +71,13 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
         self._step_started = self._clock()
         self._progress(state, state.global_step)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._micro_batches = 0
-        self._before_step()
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._micro_batches += 1
-        self.micro_batch_done(state, self._micro_batches, args.gradient_accumulation_steps)
-
     def micro_batch_done(self, state: Any, done: int, total: int) -> None:
         """A trainer whose step loops over micro-batches calls this after each but the last."""
         if self._clock() - self._last_progress >= SECONDS_BETWEEN_PROGRESS:
             self._progress(state, state.global_step + done / total, mid_step=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._after_step is not None:
-            self._after_step()
+        self._after_step()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if "loss" in logs:
@@ -117,11 +106,9 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
             logs["seconds_per_step"] = seconds
             logs["eta_seconds"] = self._pace.seconds_for(state.max_steps - step)
             logs["tokens_per_second"] = tokens / seconds if seconds > 0 else 0.0
-            if self._samples is not None:
-                samples = self._samples[step] - self._samples[step - 1]
-                logs["samples_per_second"] = samples / seconds if seconds > 0 else 0.0
-            if self._gauges is not None:
-                logs.update(self._gauges.read())
+            samples = self._samples[step] - self._samples[step - 1]
+            logs["samples_per_second"] = samples / seconds if seconds > 0 else 0.0
+            logs.update(self._gauges.read())
             self._emit(MetricLogged(step=step, values=self._told(state, logs)))
         self._progress(state, step)
 

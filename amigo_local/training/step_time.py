@@ -78,7 +78,7 @@ def _head_seconds(job: Job, levers: Levers, *, on_card: bool) -> tuple[float, fl
     computing = 4 * shape.embedding_parameters * scored / job.calibration.flops
     if on_card:
         return computing, 0.0
-    if block(job)[0] > 1:
+    if block(job).weights > 1:
         computing += shape.embedding_parameters * DECODING_BYTES / MEMORY_BYTES_PER_SECOND
     return computing, shape.vocabulary * row_bytes(job) / job.calibration.bytes_per_second
 

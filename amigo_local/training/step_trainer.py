@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,6 @@ class StepTrainer(CheckpointedTrainer):
     of `setup.rows`; `args` are `step_arguments(...)`.
     """
 
-    accelerator: Any
     _metrics: dict[str, dict[str, list[float]]]
     """TRL's, averaged into the log of a step."""
 
@@ -47,22 +47,22 @@ class StepTrainer(CheckpointedTrainer):
         """Called with (state, how many are done, of how many) after each micro-batch of a step but the last."""
         self._in_hand: Sequence[StepRow] = ()
         self._step_rows: Sequence[StepRow] = ()
-        embedding, alpha = self.model.get_input_embeddings(), setup.neftune_noise_alpha
+        embedding, alpha = self.model.get_input_embeddings(), setup.settings.neftune_noise_alpha
         self._noise = EmbeddingNoise(embedding, alpha) if alpha else None
 
     # -- What a subclass gives
 
+    @abstractmethod
     def loss_sum(self, model: Any, micro_batch: MicroBatch) -> torch.Tensor:
         """The loss summed over the micro-batch's terms, f32 (); with its graph in training, without in evaluation.
 
         SFT: -log p of each completion token. DPO: the loss of each pair. May append to TRL's
         `self._metrics["train" or "eval"][name]`; what a step appended before it was done again is dropped.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_terms(self, rows: Sequence[StepRow]) -> int:
         """How many terms these rows have, which the mean is over: completion tokens (SFT), pairs (DPO)."""
-        raise NotImplementedError
 
     def rehearse_loss(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
         """As `run_micro_batch`, before anything that a run computes ahead is there."""
@@ -124,13 +124,13 @@ class StepTrainer(CheckpointedTrainer):
 
     def split(self, rows: Sequence[StepRow]) -> list[list[StepRow]]:
         """The micro-batches that these rows go through the model in, as memory is now."""
-        groups = split_step([row.lengths for row in rows], self.capacity_tokens, self.setup.packing)
+        groups = split_step([row.lengths for row in rows], self.capacity_tokens, self.setup.settings.packing)
         return [[rows[index] for index in group] for group in groups]
 
     def run_micro_batch(self, model: Any, group: Sequence[StepRow]) -> torch.Tensor:
         """`loss_sum` of these rows, laid out on the device."""
         self._in_hand = group
-        micro_batch = lay_out(group, self.setup.packing).to(self.args.device)
+        micro_batch = lay_out(group, self.setup.settings.packing).to(self.args.device)
         if self._noise is not None:
             self._noise.expect(micro_batch)
         return self.loss_sum(model, micro_batch)
@@ -166,12 +166,13 @@ class StepTrainer(CheckpointedTrainer):
         if len(rows) == 1:
             self.save_before_leaving(mid_step=True)
             lengths = " + ".join(str(length) for length in rows[0].lengths)
+            where = f"{self.setup.rows.path}:{rows[0].line}"
             raise AmigoError(
-                f"out of memory on a single sample, of {lengths} tokens ({self.setup.file}:{rows[0].line}): {reason}",
+                f"out of memory on a single sample, of {lengths} tokens ({where}): {reason}",
                 "set data.max_length_tokens below that, train.memory.resident_layers lower, or "
                 "train.memory.offload_checkpoints=true",
             )
-        failed = footprint([row.lengths for row in rows], self.setup.packing)
+        failed = footprint([row.lengths for row in rows], self.setup.settings.packing)
         while self.capacity_tokens >= failed:
             self.capacity_tokens //= 2
         what = f"step {self.state.global_step + 1}" if self.model.training else "the evaluation"
@@ -181,7 +182,7 @@ class StepTrainer(CheckpointedTrainer):
     # -- When a step must not be taken
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[misc]  # Trainer's
+        norm = super()._clip_grad_norm(model)
         if not math.isfinite(norm):
             self._refuse("gradient", float(norm), self._step_rows, "its micro-batches together")
         return norm
@@ -193,7 +194,7 @@ class StepTrainer(CheckpointedTrainer):
         good = self.setup.checkpoints.newest()
         raise AmigoError(
             f"the {what} became {'NaN' if math.isnan(value) else 'infinite'} at step {self.state.global_step + 1}, "
-            f"in {which}: lines {lines} of {self.setup.file}",
+            f"in {which}: lines {lines} of {self.setup.rows.path}",
             "look at those lines, or lower train.learning_rate or train.max_grad_norm"
             + (f"; the weights before it: train.adapter={good}" if good else ""),
         )
@@ -208,9 +209,9 @@ class StepTrainer(CheckpointedTrainer):
 
 
 def step_arguments(
-    config: type[Any], settings: TrainSettings, plan: MemoryPlan, steps: int, output_dir: Path, **more: Any
+    config: Callable[..., Any], settings: TrainSettings, plan: MemoryPlan, steps: int, output_dir: Path
 ) -> Any:
-    """TRL's arguments (`config`: SFTConfig, DPOConfig) that StepTrainer depends on; `more` is the method's own."""
+    """TRL's arguments. config: SFTConfig or DPOConfig with what is the method's own; here is what StepTrainer needs."""
     on_gpu = plan.device == "cuda"
     made = config(
         output_dir=str(output_dir),
@@ -239,7 +240,6 @@ def step_arguments(
         report_to="none",
         project="amigo-local",  # trackio's and wandb's, where they are asked for
         disable_tqdm=True,
-        **more,
     )
     made._n_gpu = 1  # or several visible cards would be wrapped in nn.DataParallel, which TRL refuses
     made.report_to = []  # transformers adds a tracker by itself where KUBEFLOW_TRAINER_SERVER_URL is set

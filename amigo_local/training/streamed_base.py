@@ -11,14 +11,12 @@ import torch
 from torch import nn
 
 from amigo_local.domain.memory_plan import MemoryPlan
+from amigo_local.training.buffer_sizes import KEEP_DECODED_BYTES
 from amigo_local.training.copy_engine import CopyEngine, SyncEngine, Traffic
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase
 from amigo_local.training.layer_pack import LayerPack
 from amigo_local.training.layer_streaming import LayerStreamer, initialise_magnitudes, spread_evenly
 from amigo_local.training.nf4_store import Nf4Store, open_store
-
-KEEP_DECODED_BYTES = 512 << 20
-"""Of the head, on a processor: decoding it anew at every micro-batch costs 5 % (Q8_0) to 17 % (Q6_K) of the head."""
 
 
 class StreamedLayers:

@@ -33,7 +33,6 @@ def tracker_callbacks(report_to: tuple[Tracker, ...], folder: Path) -> list[Any]
     folder: TensorBoard's files go to `folder/tensorboard` (else they would lie among the checkpoints, and be removed
     with them), unless TENSORBOARD_LOGGING_DIR says otherwise. The trainer itself gets `report_to="none"`.
     """
-    check_trackers(report_to)
     if not report_to:
         return []
     from transformers.integrations.integration_utils import get_reporting_integration_callbacks

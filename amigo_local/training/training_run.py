@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from amigo_local.domain.artifact import Figure
-from amigo_local.domain.errors import AmigoError
+from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.domain.events import Emit, Note
 from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.recipe import TrainSettings
@@ -23,32 +24,29 @@ from amigo_local.training.adapter import CONFIG, WEIGHTS, check_start, keep_in_f
 from amigo_local.training.checkpoints import CheckpointFolder, step_of
 from amigo_local.training.device import fused_attention
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase
-from amigo_local.training.micro_batches import StepRow
 from amigo_local.training.out_of_memory import is_out_of_memory
 from amigo_local.training.probe import BuildAnew, PlanCorrector, Probing, is_worth_it
-from amigo_local.training.process import prepare_process, quiet_and_offline
+from amigo_local.training.process import quiet_and_offline
+from amigo_local.training.row_file import RowFile, TrainingSet
 from amigo_local.training.samples import file_digest, total_steps, training_order
 from amigo_local.training.settings_check import check_settings
 from amigo_local.training.trackers import tracker_callbacks
 
+TRAINING_FILE = "train.jsonl"
+HELD_OUT_FILE = "held_out.jsonl"
 LOG = "training_log.jsonl"
 """One line per step: step, loss, learning_rate, grad_norm, tokens so far; one per evaluation: step, eval_loss. No
 clock: reruns repeat it."""
 
 
-class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What one training is made of. While it runs, checkpoints live in `out_dir/checkpoints`."""
+class TrainingRun(msgspec.Struct, frozen=True, dict=True):
+    """What one training is asked to do. While it runs, checkpoints live in `out_dir/checkpoints`."""
 
     settings: TrainSettings
     plan: MemoryPlan
     base: FrozenBase
-    file: Path
-    """Where the rows come from."""
-    rows: Sequence[StepRow]
-    lengths: Sequence[int]
-    """Tokens of each row."""
-    held_out: Sequence[StepRow] = ()
-    held_out_file: Path | None = None
+    dataset_dir: Path
+    """Of train.jsonl and, where there are evaluations, held_out.jsonl."""
     out_dir: Path
     emit: Emit
     start_adapter: Path | None = None
@@ -59,26 +57,33 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     """Where trackers keep their files; None: in the working directory, as they do by themselves."""
     clock: Callable[[], float] = time.monotonic
 
-    def check(self) -> None:
-        """Raises InputError for what can be refused before the base is loaded."""
+    def open_set(self, kind: type[RowFile]) -> TrainingSet:
+        """Raises InputError for all that can be refused before the base is loaded, settings and adapter included."""
         check_settings(self.settings)
         if self.start_adapter is not None:
             check_start(self.start_adapter, self.base.name, self.settings.lora)
-
-    @property
-    def steps(self) -> int:
-        return total_steps(len(self.lengths), self.settings)
+        rows = kind(self.dataset_dir / TRAINING_FILE, self.base.vocabulary, self.plan.max_length_tokens)
+        rows.tell(self.emit)
+        if self.settings.evaluate_every_steps is None:
+            return TrainingSet(rows)
+        path = self.dataset_dir / HELD_OUT_FILE
+        if not path.is_file() or not path.stat().st_size:
+            raise InputError(
+                f"train.evaluate_every_steps is set, and {path} holds nothing to evaluate on",
+                "prepare a training set with data.held_out_fraction above 0, or leave train.evaluate_every_steps out",
+            )
+        return TrainingSet(rows, kind(path, self.base.vocabulary, self.plan.max_length_tokens))
 
     @property
     def checkpoints(self) -> CheckpointFolder:
         return CheckpointFolder(self.out_dir / "checkpoints", self.settings.keep_checkpoints)
 
-    @property
+    @cached_property
     def started_from(self) -> str | None:
         """Digest of the start adapter's weights."""
         return file_digest(self.start_adapter / WEIGHTS) if self.start_adapter else None
 
-    def open_checkpoints(self) -> Path | None:
+    def open_checkpoints(self, data: TrainingSet) -> Path | None:
         """The checkpoint to go on from. Of the plan only what changes numbers counts: not where layers lie, nor how
         many tokens go through at once, which the checkpoint itself knows."""
         self.out_dir.mkdir(parents=True, exist_ok=True)
@@ -86,8 +91,8 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
             "settings": msgspec.to_builtins(self.settings),
             "optimizer": self.plan.optimizer,
             "max_length_tokens": self.plan.max_length_tokens,  # decides which rows there are
-            "data": file_digest(self.file),
-            "held_out": file_digest(self.held_out_file) if self.held_out_file else None,
+            "data": data.rows.digest,
+            "held_out": data.held_out.digest if data.held_out else None,
             "base": self.base.digest,
             "base_name": self.base.name,
             "start_adapter": self.started_from,
@@ -95,31 +100,31 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
         if not self.checkpoints.open(identity):
             text = "checkpoints of other settings or data were found and removed; training starts over"
             self.emit(Note(text, "warning"))
-        resume = self.checkpoints.newest()
-        if resume is not None:
-            self.emit(Note(f"resuming after step {step_of(resume)} of {self.steps}"))
-        return resume
+        return self.checkpoints.newest()
 
 
 def train(
     run: TrainingRun,
+    data: TrainingSet,
     trainer_class: Callable[..., Any],
-    arguments: Callable[[MemoryPlan], Any],
+    config: Callable[..., Any],
     before: Callable[[Any], None] | None = None,
 ) -> dict[str, Figure]:
     """Trains and writes the adapter and its log into `run.out_dir`; a second call goes on where the first was cut.
 
-    trainer_class: a StepTrainer. arguments: what `step_arguments` gives for a plan. before: work that may take long,
-    done once the plan is settled, with the trainer as it stands at the start, the start adapter in it, whether it then
-    resumes or not.
+    data: `run.open_set`'s. trainer_class: a StepTrainer; config: TRL's arguments for it, as `step_arguments` takes
+    them. Both were imported after `prepare_process`. before: work that may take long, done once the plan is settled,
+    with the trainer as it stands at the start, the start adapter in it, whether it then resumes or not.
 
     Raises InputError for what can't be trained; Cancelled when `run.emit` does, after saving a checkpoint.
     """
-    run.check()
-    resume = run.open_checkpoints()
-    threads = prepare_process()
+    import torch
+
+    resume, steps = run.open_checkpoints(data), total_steps(len(data.rows), run.settings)
+    if resume is not None:
+        run.emit(Note(f"resuming after step {step_of(resume)} of {steps}"))
     corrector = None
-    if run.probing is not None and is_worth_it(run.plan, run.steps):
+    if run.probing is not None and is_worth_it(run.plan, steps):
         corrector = PlanCorrector(run.plan, run.probing.layer_bytes, run.probing.replan, run.emit)
     with quiet_and_offline():
         while True:
@@ -127,7 +132,7 @@ def train(
             try:
                 # Probed by a trainer of its own, where something long comes before the training.
                 only_probe = before is not None and corrector is not None and not corrector.settled
-                trainer, reporter = _build(run, loaded, trainer_class, arguments(run.plan), corrector, only_probe)
+                trainer, reporter = _build(run, data, loaded, trainer_class, config, corrector, only_probe)
                 if before is not None and not only_probe:
                     with fused_attention(trainer.args.device.type):
                         before(trainer)
@@ -148,7 +153,7 @@ def train(
     history = [line for line in trainer.state.log_history if "loss" in line]
     evaluations = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
     return {
-        "samples": len(run.lengths),
+        "samples": len(data.rows),
         "steps": len(history),
         "tokens": int(history[-1]["tokens"]),
         "first_loss": history[0]["loss"],
@@ -160,7 +165,7 @@ def train(
         "started_from": run.started_from,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "device": str(trainer.args.device),
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "tokens_at_once": trainer.capacity_tokens,
         "resumed_after_step": step_of(resume) if resume else None,
         "seconds_training": round(reporter.seconds_training, 3),
@@ -181,9 +186,10 @@ def _free_memory() -> None:
 
 def _build(
     run: TrainingRun,
+    data: TrainingSet,
     loaded: LoadedBase,
     trainer_class: Callable[..., Any],
-    arguments: Any,
+    config: Callable[..., Any],
     corrector: PlanCorrector | None,
     only_probe: bool,
 ) -> tuple[Any, Any]:
@@ -195,29 +201,26 @@ def _build(
     from amigo_local.training.checkpointed_trainer import StepSetup
     from amigo_local.training.gauges import gauges_for
     from amigo_local.training.reporting import EventReporter
+    from amigo_local.training.step_trainer import step_arguments
 
-    settings, checkpoints = run.settings, run.checkpoints
+    settings, checkpoints, lengths = run.settings, run.checkpoints, data.rows.lengths
     check_targets(loaded.model, settings.lora, run.base.where)
-    order = training_order(run.lengths, settings)
+    order = training_order(lengths, settings)
     trainer = trainer_class(
         model=loaded.model,
-        args=arguments,
+        args=step_arguments(config, settings, run.plan, total_steps(len(lengths), settings), checkpoints.path),
         train_dataset=Dataset.from_dict({"index": order}),
         processing_class=_no_tokenizer(),
         peft_config=lora_config(settings.lora),
         setup=StepSetup(
-            rows=run.rows,
-            held_out=run.held_out,
-            file=run.file,
+            rows=data.rows,
+            held_out=data.held_out or (),
+            settings=settings,
             plan=run.plan,
-            packing=settings.packing,
             checkpoints=checkpoints,
             base_name=run.base.name,
             emit=run.emit,
             streamer=loaded.streamer,
-            evaluate_every_steps=settings.evaluate_every_steps,
-            keep_best=settings.keep_best,
-            neftune_noise_alpha=settings.neftune_noise_alpha,
         ),
     )
     if settings.lora.use_dora and loaded.streamer is not None:
@@ -227,22 +230,22 @@ def _build(
         targets = set(trainer.model.peft_config["default"].target_modules)
         check_start(run.start_adapter, run.base.name, settings.lora, targets)
         load_adapter(trainer.model, run.start_adapter)
-    samples, tokens = _by_step([run.lengths[index] for index in order], settings.effective_batch)
+    samples, tokens = _by_step([lengths[index] for index in order], settings.effective_batch)
     reporter = EventReporter(
         emit=run.emit,
         tokens_by_step=tokens,
+        samples_by_step=samples,
         log_every_steps=settings.log_every_steps,
-        before_step=trainer.remember_random_state,
         after_step=trainer.remember_random_state,
         save_now=trainer.save_before_leaving,
         checkpoint_path=lambda step: str(checkpoints.at(step)),
-        clock=run.clock,
-        samples_by_step=samples,
         gauges=gauges_for(trainer.args.device, loaded.streamer),
+        clock=run.clock,
     )
     trainer.after_micro_batch = reporter.micro_batch_done
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout
-    for callback in (*_probes(run, trainer, corrector, only_probe), reporter, *_trackers(run)):
+    trackers = tracker_callbacks(settings.report_to, run.trackers_dir or Path.cwd())
+    for callback in (*_probes(run, trainer, corrector, only_probe), reporter, *trackers):
         trainer.add_callback(callback)
     return trainer, reporter
 
@@ -257,10 +260,6 @@ def _probes(run: TrainingRun, trainer: Any, corrector: PlanCorrector | None, onl
     device = trainer.args.device
     meter = CudaMeter(device, run.probing.vram_free_bytes) if device.type == "cuda" else ProcessMeter()
     return [ProbeCallback(trainer, corrector, meter, only_probe=only_probe)]
-
-
-def _trackers(run: TrainingRun) -> list[Any]:
-    return tracker_callbacks(run.settings.report_to, run.trackers_dir or Path.cwd())
 
 
 def _no_tokenizer() -> Any:

@@ -8,15 +8,16 @@ micro-batch, H hidden size, I intermediate size, Q and K query and key/value siz
 from __future__ import annotations
 
 from amigo_local.domain.shape import ModelShape
+from amigo_local.training.buffer_sizes import LOGITS_AT_ONCE
+from amigo_local.training.ggml_blocks import ELEMENTS_AT_ONCE
 from amigo_local.training.memory_formula import (
-    DECODED_AT_ONCE,
-    LOGITS_AT_ONCE,
     Job,
     Levers,
     Rows,
     adapter_parameters,
     block,
     checkpoint_bytes,
+    kept_as,
     micro_batch_rows,
     optimizer_state,
     row_bytes,
@@ -29,16 +30,16 @@ def working_set(job: Job, levers: Levers, tokens: int) -> tuple[str, int, int]:
     checkpoints = (0 if levers.offload else 1) * checkpoint_bytes(job, tokens)
     edge = 4 * tokens * job.shape.hidden_size  # the embeddings, and the last hidden state
     back = edge // 2 if levers.offload else 0  # a checkpoint in use has come back from the host
-    if levers.recompute:
-        backward = layer_work(job, levers)
-    else:
-        checkpoints = 0
-        backward = 3 * edge + layer_work(job, levers) + (job.shape.layers - 1) * saved_by_layer(job, levers)
+    backward, head = layer_work(job, levers), head_work(job, levers)
+    if not levers.recompute:  # what autograd keeps of every layer is there until the layer's backward pass
+        checkpoints, saved = 0, saved_by_layer(job, levers)
+        backward += 3 * edge + (job.shape.layers - 1) * saved
+        head += edge + job.shape.layers * saved
     state = optimizer_state(job, levers.optimizer)
     moments = [
         ("one layer's work", backward + back),
         ("forward pass", forward_work(job, levers) + edge),
-        ("head", head_work(job, levers) + back),
+        ("head", head + back),
     ]
     name, work = max(moments, key=lambda moment: moment[1])
     stepping = state.paged + state.while_stepping - checkpoints
@@ -157,13 +158,13 @@ def head_work(job: Job, levers: Levers) -> int:
 
 def head_tile_bytes(job: Job, levers: Levers) -> int:
     """Two tiles as they are stored, one decoded, what decoding takes, and the logits of one tile at a time: in f32
-    and in bf16, and in f32 again for the entropies that TRL's DPO logs (tiled_head.py, host_table.py)."""
+    and in bf16 (tiled_head.py, host_table.py)."""
     shape = job.shape
     tile = min(levers.head_tile_rows, shape.vocabulary)
     elements = tile * shape.hidden_size
-    decoded = 0 if job.table_type == "BF16" else 2 * elements  # a view of what is bf16 already
-    decoding = block(job)[2] * min(elements, DECODED_AT_ONCE)
+    decoded = 0 if kept_as(job) == "BF16" else 2 * elements  # a view of what is bf16 already
+    decoding = block(job).temporary_bytes * min(elements, ELEMENTS_AT_ONCE["cuda"])
     raw = 2 * tile * row_bytes(job)
     rows = micro_batch_rows(job, levers.micro_batch)
     logits = min(max(LOGITS_AT_ONCE, tile), rows.tokens * tile)
-    return raw + decoded + decoding + (6 if job.settings.method == "sft" else 10) * logits
+    return raw + decoded + decoding + 6 * logits

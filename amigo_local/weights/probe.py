@@ -41,4 +41,9 @@ def comparison_bytes(header: GgufHeader) -> int:
         if tensor.name.startswith("blk."):
             layer = tensor.name.split(".")[1]
             layers[layer] = layers.get(layer, 0) + 4 * tensor.elements
-    return max(layers.values(), default=0) + 4 * LOGIT_BYTES + _TORCH_BYTES
+    return comparison_bytes_of_layer(max(layers.values(), default=0))
+
+
+def comparison_bytes_of_layer(nbytes: int) -> int:
+    """The same for the largest layer's bytes in float32."""
+    return nbytes + 4 * LOGIT_BYTES + _TORCH_BYTES

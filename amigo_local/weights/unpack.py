@@ -24,14 +24,14 @@ from amigo_local.weights.safetensors_file import SHARD_BYTES, CheckpointWriter, 
 from amigo_local.weights.tensor_rows import F16_MAX, Rows, TensorFile, largest_finite
 from amigo_local.weights.tokenizer import write_tokenizer
 
-_ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
+ITEM_BYTES: dict[Dtype, int] = {"bf16": 2, "f16": 2, "f32": 4}
 TOKENIZER_BYTES = 96 << 20  # Gemma's 262144 tokens take 33 + 4.5 MB; three times that
 
 
 def unpack_disk_needed(header: GgufHeader, dtype: Dtype | None) -> int:
     """Bytes that `unpack` writes, at most; where llama.cpp can't load the file as it is, the check writes a copy."""
     mapped, _ = map_tensors(header, architecture_of(header))
-    weights = sum(tensor.source.elements for tensor in mapped) * _ITEM_BYTES[dtype or advised_dtype(header)]
+    weights = sum(tensor.source.elements for tensor in mapped) * ITEM_BYTES[dtype or advised_dtype(header)]
     return weights + TOKENIZER_BYTES + copy_bytes(header)
 
 
@@ -127,7 +127,7 @@ def _write(
                 if dtype == "f16":
                     _refuse_overflow(tensor, rows)
                 writer.append(planned, rows)
-                done += rows.size * _ITEM_BYTES[dtype]
+                done += rows.size * ITEM_BYTES[dtype]
                 emit(Progress("unpacking", done, total, "bytes"))
         _write_json(out_dir / "generation_config.json", generation_config(header, stops.result()))
     for name, count in file.nonfinite.items():

@@ -15,15 +15,19 @@ import pytest
 import torch
 
 from amigo_local.domain.memory_plan import Batching, MemoryPlan, Part
+from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.units import GIB, MIB
 from amigo_local.training.copy_engine import Traffic
+from amigo_local.training.memory_formula import Job, Levers
+from amigo_local.training.memory_plan import card_plan
 from amigo_local.training.rehearsal import Peak
 from benchmarks.qlora_12b import TOKENS, run, schedule, small_schedule, unique
 from benchmarks.qlora_12b_card import parse_about
-from benchmarks.qlora_12b_peer import phase_of, ran_out
+from benchmarks.qlora_12b_child import phase_of, ran_out
 from benchmarks.qlora_12b_records import Measurement, Memory, Method, Results, Setup, Side, Step, Task
 from benchmarks.qlora_12b_store import SMALL_CONFIG, make_peer_checkpoint, make_store
-from benchmarks.qlora_12b_tables import memory_lines, speed_lines, target_lines
+from benchmarks.qlora_12b_tables import levers_of, memory_lines, speed_lines, target_lines
+from tests.support.planning import GEMMA_3_12B, machine
 
 SETUP = Setup(scratch="/nowhere", shape=None, vram="6GiB", ram="16GiB", card="a card", steps=2, seconds=1.0)
 PLAN = MemoryPlan(
@@ -213,6 +217,23 @@ def test_tables_show_medians_of_processes_and_the_highest_peak() -> None:
     (row,) = list(speed_lines(found))[2:3]
     assert row.startswith("| sft, r=32, 2048 tokens | 2,560 | 2,048 | 80.0% | 1 and 3 |")
     assert "| 21 of 48 |  | 5.22 | 5.34 | +2.2% | 5.00 | +2.4% | 4.90 | 0.34 |" in "\n".join(memory_lines(found))
+
+
+def test_every_lever_of_a_plan_is_read_back_off_it() -> None:
+    levers = Levers(
+        micro_batch=2,
+        resident=20,
+        recompute=False,
+        offload=True,
+        slots=3,
+        head_tile_rows=2048,
+        mlp_tile_tokens=512,
+        optimizer="adamw_8bit",
+        staging="pinned",
+    )
+    assert all(getattr(levers, name) != default for name, default in Levers._field_defaults.items())
+    plan = card_plan(Job(GEMMA_3_12B, TrainSettings(), 2048, "Q6_K"), levers, machine(6))
+    assert levers_of(plan) == levers
 
 
 def test_what_nvidia_smi_says_of_a_card() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from amigo_local.domain.events import AnyEvent, Note
+from amigo_local.domain.machine import Machine
 from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.units import MIB
 from amigo_local.serving.ollama_details import LoadedModel
@@ -66,6 +68,28 @@ def hand_over(server: OllamaServer | None, card: Card) -> list[AnyEvent]:
     events: list[AnyEvent] = []
     hand_over_gpu(server, events.append, read_gpu=card.read, clock=card.clock, sleep=card.sleep)
     return events
+
+
+def test_a_plan_counts_on_what_the_server_will_let_go_of(server: OnTheCard) -> None:
+    card = Machine(
+        platform="linux",
+        cpu_count=2,
+        ram_total_bytes=0,
+        ram_available_bytes=0,
+        disk_free_bytes=0,
+        gpu_name="a card",
+        vram_total_bytes=TOTAL * MIB,
+        vram_free_bytes=1500 * MIB,
+    )
+    server.unload("handed-over")
+    assert handoff.handed_over(card, server) == handoff.handed_over(card, None) == card
+    server.load("handed-over", 256)
+    assert handoff.handed_over(card, server).vram_free_bytes == 5500 * MIB
+    nearly_free = msgspec.structs.replace(card, vram_free_bytes=3000 * MIB)
+    assert handoff.handed_over(nearly_free, server).vram_free_bytes == TOTAL * MIB
+    without = msgspec.structs.replace(card, gpu_name=None, vram_total_bytes=None, vram_free_bytes=None)
+    assert handoff.handed_over(without, server) == without
+    server.unload("handed-over")
 
 
 def test_it_unloads_waits_for_the_memory_says_so_and_the_model_answers_again(server: OnTheCard) -> None:

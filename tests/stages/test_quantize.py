@@ -21,6 +21,7 @@ from amigo_local.engine.fingerprint import digest_file, size_of
 from amigo_local.engine.machine import measure_machine
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages import load_stage, quantize
+from amigo_local.stages._shapes import named_shape
 from amigo_local.training.layer_pack import linears_4bit, pack_layer
 from amigo_local.training.nf4_index import LAYERS_FILE
 from amigo_local.training.nf4_model import build_model
@@ -100,10 +101,9 @@ def test_what_is_needed_is_predicted_from_the_header_or_config(
     assert 5 < (predicted.seconds or 0) < 6 and predicted.vram_bytes == 0
 
 
-def test_the_disk_predicted_for_12b_is_what_was_measured() -> None:
+def test_the_disk_predicted_for_12b_is_what_was_measured(context: StageContext, gguf: Path) -> None:
     """5,555,257,368 bytes of store at Gemma-3-12B's shape (docs/measurements.md)."""
-    layer = 3840 * 256 * (16 + 8) * 2 + 3 * 3840 * 15360
-    predicted = quantize.disk_needed(48, layer)
+    predicted = quantize.outlook(asked(gguf), named_shape("gemma-3-12b"), context).disk_bytes
     assert 5_555_257_368 < predicted < 5_555_257_368 * 1.01
 
 

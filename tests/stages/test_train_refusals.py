@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,17 @@ from amigo_local.domain.settings import MachineBudget
 from amigo_local.stages import train
 from amigo_local.training import device
 from amigo_local.training.device import Card, Libraries
+from tests.support.threads import one_thread
 from tests.support.tiny_gguf import write_tiny_llama
 from tests.support.tiny_home import Home
 
 LIBRARIES = Libraries(torch_version="2.13.0+cu130", torch_cuda="13.0", card_usable=True, bitsandbytes_cuda=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("refusals"))
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with one_thread():
+        yield Home(tmp_path_factory.mktemp("refusals"))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +129,7 @@ def dataset(home: Home, name: str, *answers: str) -> str:
 
 def test_a_set_without_a_token_to_train_on_is_refused(home: Home, done: dict[str, Artifact], tmp_path: Path) -> None:
     error = home.refused(dataset(home, "empty", "", "  ", ""))
-    assert "empty.jsonl" in error.message or "nothing is left to train on" in error.message
+    assert "empty.jsonl: no row has text in all of 'prompt', 'completion'" in error.message
     assert home.made() == []
     # And by the stage itself, of a file that something else wrote.
     folder = tmp_path / "set"

@@ -19,23 +19,14 @@ from amigo_local.engine.workspace import Workspace
 from amigo_local.stages._serving import library
 from amigo_local.weights.unpack import unpack
 from tests.support.altered_checkpoint import altered, low_rank
+from tests.support.threads import one_thread
 from tests.support.tiny_home import LOOP, Home
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("train-stage"))
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with one_thread():
+        yield Home(tmp_path_factory.mktemp("train-stage"))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +79,14 @@ def test_a_second_run_skips_everything_and_a_removed_tag_is_registered_again(
     library(home.runner().context("register")).remove("tiny-refined:latest")
     home.done()
     assert home.made() == ["register"]
+
+
+def test_an_export_that_was_forgotten_is_made_and_registered_again(home: Home, sft: dict[str, Artifact]) -> None:
+    """The library refuses a file that was replaced beneath its tag, so a new file needs a new entry."""
+    home.workspace.forget(sft["export"])
+    home.done()
+    assert home.made()[:2] == ["export", "register"]
+    assert library(home.runner().context("register")).get("tiny-refined:latest").usable_gguf().is_file()
 
 
 def test_a_store_that_was_cut_short_is_made_again_and_what_follows_still_holds(

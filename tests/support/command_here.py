@@ -21,6 +21,7 @@ from amigo_local.cli.main import main
 from amigo_local.domain.events import Record, decode_record
 from amigo_local.engine.execute import Job
 from tests.support.command_line import environment
+from tests.support.threads import threads_put_back
 
 
 def amigo_here(
@@ -29,7 +30,7 @@ def amigo_here(
     """One command to its end, as `amigo` runs it; an exception that a person would see as a traceback is raised."""
     given, out, err = _stream(stdin), _stream(), _stream()
     wanted = environment(home, ollama)
-    with pytest.MonkeyPatch.context() as patch, _threads_put_back():
+    with pytest.MonkeyPatch.context() as patch, threads_put_back():
         for name in os.environ.keys() - wanted.keys():
             patch.delenv(name)
         for name, value in wanted.items():
@@ -61,16 +62,6 @@ def _stream(text: str = "") -> io.TextIOWrapper:
 def _text(stream: io.TextIOWrapper) -> str:
     stream.seek(0)
     return stream.read()
-
-
-@contextlib.contextmanager
-def _threads_put_back() -> Iterator[None]:
-    """A worker sets torch's threads for its own process."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def _worker_that_prints_to(log: TextIO) -> type:

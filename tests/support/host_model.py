@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,14 @@ class StreamedTable(HostTable):
     tiles = HostTable.streamed_tiles
 
 
+def load(checkpoint: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """As transformers does, frozen."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
+    return model.requires_grad_(False)
+
+
 def host_table(weight: torch.Tensor, type_name: str, kind: type[HostTable] = HostTable) -> HostTable:
     """`weight` as ggml quantizes it."""
     rows = np.ascontiguousarray(weight.detach().float().numpy())
@@ -36,14 +45,7 @@ def whole(table: HostTable, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(decoded).view(table.shape).to(dtype)
 
 
-def move_to_host(
-    model: Any,
-    type_name: str = "BF16",
-    engine: CopyEngine | None = None,
-    tile_rows: int = 100,
-    *,
-    streamed: bool = True,
-) -> HostTable:
+def move_to_host(model: Any, type_name: str = "BF16", engine: CopyEngine | None = None) -> HostTable:
     """In place, where the head is tied to the embedding. The old module's weight becomes what the table decodes to."""
     embedding = model.get_input_embeddings()
     dtype = embedding.weight.dtype

@@ -40,7 +40,7 @@ def write_tiny_gemma(folder: Path) -> Path:
     return folder
 
 
-def load_nf4(checkpoint: Path, device: str = "cpu") -> Any:
+def load_nf4(checkpoint: Path, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Any:
     """What transformers and bitsandbytes make of it by themselves, but never repacked by an evaluation."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -48,10 +48,10 @@ def load_nf4(checkpoint: Path, device: str = "cpu") -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": device}, local_files_only=True
+        checkpoint, quantization_config=nf4, dtype=dtype, device_map={"": device}, local_files_only=True
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -122,15 +122,26 @@ class TinyModel:
         plan: MemoryPlan | None = None,
         *,
         engine: str | None = None,
+        base: FrozenBase | None = None,
         emit: Callable[[AnyEvent], None] = lambda event: None,
         **more: Any,
     ) -> dict[str, Figure]:
-        """engine: as in `base`."""
+        """engine: as in `base`, which may be given instead."""
         from amigo_local.training.dpo import train_dpo
         from amigo_local.training.sft import train_sft
+        from amigo_local.training.training_run import TrainingRun
 
         method, rows = (train_dpo, self.pairs) if settings.method == "dpo" else (train_sft, self.rows)
-        return method(settings, plan or plan_for(self.family), self.base(engine), rows, out_dir, emit, **more)
+        run = TrainingRun(
+            settings=settings,
+            plan=plan or plan_for(self.family),
+            base=base or self.base(engine),
+            dataset_dir=rows,
+            out_dir=out_dir,
+            emit=emit,
+            **more,
+        )
+        return method(run)
 
 
 def write_rows(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from amigo_local.training.copy_engine import CopyEngine, SyncEngine, ThreadedEng
 from amigo_local.training.layer_pack import LayerPack, bind, pack_layer
 from amigo_local.training.layer_streaming import LayerStreamer
 from amigo_local.training.staging_ring import DeviceEngine, StagingRing
-from tests.support.quantized_model import decoder_layers, load_nf4, lora
+from tests.support.quantized_model import decoder_layers, load_nf4, lora, write_tiny_gemma
 from tests.support.simulated_device import SimulatedDevice
 
 CPU = torch.device("cpu")
@@ -123,6 +124,25 @@ class SlotsInTurn(LayerStreamer):
 
 def packs_of(checkpoint: Path) -> list[LayerPack]:
     return [pack_layer(layer) for layer in decoder_layers(load_nf4(checkpoint))]
+
+
+class TinyGemma:
+    """A checkpoint, its layers as they are streamed, and what the plain model computes, as transformers, bitsandbytes
+    and PEFT make it, without any of our code."""
+
+    def __init__(self, folder: Path) -> None:
+        self.base = write_tiny_gemma(folder)
+        self.packs = packs_of(self.base)
+
+    @cached_property
+    def resident(self) -> Record:
+        """Two steps."""
+        return train_steps(adapted(self.base, "none"))
+
+    @cached_property
+    def resident_step(self) -> Record:
+        """One step, for tests of something else than training on and on."""
+        return train_steps(adapted(self.base, "none"), steps=1)
 
 
 @contextmanager

@@ -69,12 +69,19 @@ class TinyDpo:
         clock: Callable[[], float] = time.monotonic,
     ) -> dict[str, Figure]:
         from amigo_local.training.dpo import train_dpo
+        from amigo_local.training.training_run import TrainingRun
 
-        base = base or base_from_checkpoint(self.base, settings, "tiny")
-        adapter = self.adapter if start else None
-        return train_dpo(
-            settings, plan, base, dataset or self.dataset, out_dir, emit, start_adapter=adapter, clock=clock
+        run = TrainingRun(
+            settings=settings,
+            plan=plan,
+            base=base or base_from_checkpoint(self.base, settings, "tiny"),
+            dataset_dir=dataset or self.dataset,
+            out_dir=out_dir,
+            emit=emit,
+            start_adapter=self.adapter if start else None,
+            clock=clock,
         )
+        return train_dpo(run)
 
 
 def log_of(out_dir: Path) -> list[dict[str, float]]:

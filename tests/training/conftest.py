@@ -69,6 +69,7 @@ def train(tiny_base: Path, tiny_dataset: Path) -> Train:
     """Trains into a folder and returns the figures and the events."""
     from amigo_local.training.frozen_base import base_from_checkpoint
     from amigo_local.training.sft import train_sft
+    from amigo_local.training.training_run import TrainingRun
 
     def run(
         out_dir: Path,
@@ -79,8 +80,8 @@ def train(tiny_base: Path, tiny_dataset: Path) -> Train:
     ) -> tuple[dict[str, Figure], list[AnyEvent]]:
         events: list[AnyEvent] = []
         base = base_from_checkpoint(tiny_base, settings, name="tiny")
-        figures = train_sft(settings, plan, base, dataset, out_dir, events.append, **more)
-        return figures, events
+        run = TrainingRun(settings, plan, base, dataset, out_dir, events.append, **more)
+        return train_sft(run), events
 
     return run
 

@@ -1,6 +1,6 @@
 """Trains in forked children and kills them: `python forked_training.py REQUEST.json`.
 
-The request holds train_sft's arguments, `kill_after` (steps; one child each) and `trail`, a file that
+The request holds what a TrainingRun does, `kill_after` (steps; one child each) and `trail`, a file that
 gets one JSON line [child, step, loss] per step. A last child runs to the end.
 """
 
@@ -53,6 +53,7 @@ def _train(request: dict, child: int, writer: int) -> None:
     from amigo_local.domain.recipe import TrainSettings
     from amigo_local.training.frozen_base import base_from_checkpoint
     from amigo_local.training.sft import train_sft
+    from amigo_local.training.training_run import TrainingRun
 
     def emit(event: AnyEvent) -> None:
         if isinstance(event, MetricLogged) and "loss" in event.values:
@@ -65,13 +66,15 @@ def _train(request: dict, child: int, writer: int) -> None:
     start = request["start_adapter"]
     try:
         train_sft(
-            settings,
-            msgspec.convert(request["plan"], MemoryPlan),
-            base_from_checkpoint(Path(request["base"]), settings, "tiny"),
-            Path(request["dataset"]),
-            Path(request["out"]),
-            emit,
-            start_adapter=Path(start) if start else None,
+            TrainingRun(
+                settings=settings,
+                plan=msgspec.convert(request["plan"], MemoryPlan),
+                base=base_from_checkpoint(Path(request["base"]), settings, "tiny"),
+                dataset_dir=Path(request["dataset"]),
+                out_dir=Path(request["out"]),
+                emit=emit,
+                start_adapter=Path(start) if start else None,
+            )
         )
         code = 0
     finally:

@@ -16,6 +16,7 @@ from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase, base_from_checkpoint
 from amigo_local.training.sample_file import SampleFile
 from amigo_local.training.sft import train_sft
+from amigo_local.training.training_run import TrainingRun
 
 from .conftest import PLAN, SETTINGS, STEPS, Train, files
 
@@ -96,7 +97,7 @@ def test_the_adapter_of_the_best_evaluation_is_written_and_outlives_rotation(
             saved[event.step] = files(Path(event.path))
             kept[:] = sorted(path.name for path in Path(event.path).parent.iterdir())
 
-    figures = train_sft(KEEPING, PLAN, worse_after(2, tiny_base), tiny_dataset, tmp_path, emit)
+    figures = train_sft(TrainingRun(KEEPING, PLAN, worse_after(2, tiny_base), tiny_dataset, tmp_path, emit))
     losses = evaluations(tmp_path)
     best = min(losses, key=lambda step: losses[step])
     assert best == 4
@@ -124,7 +125,9 @@ def cancelled(settings: TrainSettings, base: Path, dataset: Path, out: Path, whe
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        train_sft(settings, PLAN, base_from_checkpoint(base, settings, "tiny"), dataset, out, emit, clock=clock)
+        train_sft(
+            TrainingRun(settings, PLAN, base_from_checkpoint(base, settings, "tiny"), dataset, out, emit, clock=clock)
+        )
     return events
 
 

@@ -86,8 +86,8 @@ def test_streamed_and_offloaded_under_autocast_is_what_mapped_is(
     plainly = step_trainer.step_arguments
     more: dict[str, Any] = {"bf16": True}
 
-    def as_on_a_card(config: Any, settings: Any, plan: Any, steps: Any, folder: Any, **theirs: Any) -> Any:
-        return plainly(lambda **ours: config(**ours | more), settings, plan, steps, folder, **theirs)
+    def as_on_a_card(config: Any, *asked: Any) -> Any:
+        return plainly(lambda **ours: config(**ours | more), *asked)
 
     monkeypatch.setattr(step_trainer, "step_arguments", as_on_a_card)
     monkeypatch.setattr(transformers.modeling_utils, "save_on_cpu", lambda **no_pinned_memory: save_on_cpu())

@@ -41,6 +41,7 @@ sys.path.insert(0, sys.argv[3])
 from amigo_local.domain.errors import AmigoError
 from amigo_local.training.frozen_base import base_from_checkpoint
 from amigo_local.training.sft import train_sft
+from amigo_local.training.training_run import TrainingRun
 from tests.training.conftest import PLAN, SETTINGS
 base, dataset = Path(sys.argv[1]), Path(sys.argv[2])
 room = Path("/mnt/ballast")
@@ -48,7 +49,7 @@ room.write_bytes(bytes(200 << 10))
 for _ in range(2):
     try:
         frozen = base_from_checkpoint(base, SETTINGS, "tiny")
-        train_sft(SETTINGS, PLAN, frozen, dataset, Path("/mnt/out"), lambda event: None)
+        train_sft(TrainingRun(SETTINGS, PLAN, frozen, dataset, Path("/mnt/out"), lambda event: None))
     except AmigoError as error:
         print(error.message, "|", error.hint)
     print(sorted(str(path.relative_to("/mnt")) for path in Path("/mnt").glob("out/**/checkpoint-?")))

@@ -232,6 +232,20 @@ def test_an_error_that_nobody_waited_for_is_raised_at_the_end() -> None:
         engine.close()
 
 
+def test_a_fault_of_our_own_on_the_staging_thread_comes_out_as_it_is() -> None:
+    class Faulty(SimulatedDevice):
+        def send(self, target: torch.Tensor, source: torch.Tensor) -> None:
+            raise TypeError("no failure of a card")
+
+    engine = ring_on(Faulty())
+    source = some_bytes(CHUNK, seed=1)
+    ticket = engine.copy(torch.zeros_like(source), source, engine.mark())
+    with pytest.raises(TypeError, match="no failure of a card"):
+        engine.wait(ticket)
+    with pytest.raises(TypeError, match="no failure of a card"):
+        engine.close()
+
+
 def test_targets_that_do_not_fit_are_refused_at_once() -> None:
     engine = ring_on(SimulatedDevice())
     with pytest.raises(ValueError, match=r"\(4,\) into"):

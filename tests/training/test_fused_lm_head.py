@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from amigo_local.domain.errors import InputError
-from amigo_local.training.fused_lm_head import DPO_STATISTICS, SFT_STATISTICS, attach_fused_lm_head
-from amigo_local.training.tiled_head import Statistic
-from tests.support.host_model import move_to_host, round_to
+from amigo_local.training.fused_lm_head import DPO_STATISTICS, SFT_STATISTICS, DeviceHead, attach_fused_lm_head
+from amigo_local.training.logit_rule import LogitRule
+from amigo_local.training.tiled_head import Statistic, token_statistics
+from tests.support.host_model import load, move_to_host, round_to
 from tests.support.quantized_model import lora, write_tiny_gemma
 from tests.support.storage_watch import StorageWatch
 from tests.support.tiny_checkpoint import pairs
@@ -32,13 +33,6 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def family(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("families")
     return lambda name: load(write_family(folder / name, name, tie_word_embeddings=True))
-
-
-def load(checkpoint: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
-    return model.requires_grad_(False)
 
 
 def adapted(model: Any) -> Any:
@@ -73,7 +67,7 @@ def test_the_answer_is_that_of_trls_fused_head(family: Any, name: str, shape: st
         asked = {"input_ids": IDS, "shift_labels": LABELS}
     elif shape == "num_items_in_batch":
         asked["num_items_in_batch"] = torch.tensor(20)
-    answers = []
+    answers, caches = [], []
     for attach in (attach_fused_lm_head, add_fused_lm_head):
         model = adapted(family(name))
         if shape.startswith("logit"):
@@ -84,9 +78,11 @@ def test_the_answer_is_that_of_trls_fused_head(family: Any, name: str, shape: st
             if shape != "on the device":
                 move_to_host(model.get_base_model(), "F32")
             attach_fused_lm_head(model, EVERYTHING)
+        model.get_base_model().base_model.register_forward_hook(lambda *seen: caches.append(seen[-1].past_key_values))
         answer = model(**asked, fused_lm_head=True)
         answer.loss.backward()
         answers.append((answer, gradients(model)))
+    assert caches == [None, None]
     (ours, our_gradients), (theirs, their_gradients) = answers
     assert type(ours) is type(theirs)
     assert set(ours) == set(theirs) and ours.aux_loss is None
@@ -95,6 +91,13 @@ def test_the_answer_is_that_of_trls_fused_head(family: Any, name: str, shape: st
     assert len(our_gradients) == len(their_gradients) > 0
     for parameter, gradient in their_gradients.items():
         torch.testing.assert_close(our_gradients[parameter], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_head_of_several_tiles_on_the_device_is_that_of_its_whole_weight() -> None:
+    linear, hidden, targets = torch.nn.Linear(8, 20_000, bias=False), torch.randn(6, 8), torch.arange(0, 20_000, 3500)
+    found = token_statistics(hidden, targets, DeviceHead(linear), LogitRule()).log_probs
+    expected = linear(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found, expected.detach())
 
 
 def test_other_calls_go_on_to_the_models_own_forward(family: Any) -> None:
@@ -157,39 +160,28 @@ def arguments(folder: Path) -> dict[str, Any]:
     }
 
 
-def sft_trainer(model: Any, tokenizer: Any, folder: Path) -> Any:
+def make_trainer(method: str, model: Any, tokenizer: Any, folder: Path) -> Any:
+    import trl
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
 
-    rows = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in ROWS])
-    return SFTTrainer(
+    rows = [
+        {"prompt": prompt, "completion": answer}
+        if method == "SFT"
+        else {"prompt": prompt, "chosen": answer, "rejected": f"No. {answer[-25:]}"}
+        for prompt, answer in ROWS
+    ]
+    return getattr(trl, f"{method}Trainer")(
         model=model,
-        args=SFTConfig(**arguments(folder)),
-        train_dataset=rows.select(range(4)),
-        eval_dataset=rows.select(range(4, 8)),
+        args=getattr(trl, f"{method}Config")(**arguments(folder)),
+        train_dataset=Dataset.from_list(rows[:4]),
+        eval_dataset=Dataset.from_list(rows[4:]),
         processing_class=tokenizer,
     )
 
 
-def dpo_trainer(model: Any, tokenizer: Any, folder: Path) -> Any:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    rows = Dataset.from_list([{"prompt": p, "chosen": c, "rejected": f"No. {c[-25:]}"} for p, c in ROWS])
-    return DPOTrainer(
-        model=model,
-        args=DPOConfig(**arguments(folder)),
-        train_dataset=rows.select(range(4)),
-        eval_dataset=rows.select(range(4, 8)),
-        processing_class=tokenizer,
-    )
-
-
-@pytest.mark.parametrize(
-    ("make_trainer", "statistics"), [(sft_trainer, SFT_STATISTICS), (dpo_trainer, DPO_STATISTICS)], ids=["sft", "dpo"]
-)
+@pytest.mark.parametrize(("method", "statistics"), [("SFT", SFT_STATISTICS), ("DPO", DPO_STATISTICS)])
 def test_trls_trainers_train_and_evaluate_through_it_as_through_their_own(
-    gemma: Path, tmp_path: Path, make_trainer: Any, statistics: tuple[Statistic, ...]
+    gemma: Path, tmp_path: Path, method: str, statistics: tuple[Statistic, ...]
 ) -> None:
     """Unmodified, but that the head is attached after __init__; the table is on the host in Q8_0."""
     from transformers import AutoTokenizer
@@ -203,7 +195,7 @@ def test_trls_trainers_train_and_evaluate_through_it_as_through_their_own(
             table = move_to_host(model, "Q8_0")
         else:
             round_to(model, table)
-        trainer = make_trainer(adapted(model), tokenizer, tmp_path)
+        trainer = make_trainer(method, adapted(model), tokenizer, tmp_path)
         if ours:
             attach_fused_lm_head(trainer.model, statistics, logits_at_once=16 * 100)
             trainer.model.get_base_model().register_forward_hook(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from amigo_local.domain.recipe import TrainSettings
 from amigo_local.domain.units import MIB, parse_size
 from amigo_local.training.logit_rule import LogitRule
 from amigo_local.training.tiled_head import token_statistics
+from benchmarks import qlora_12b
 from benchmarks.qlora_12b_records import Measurement, Setup, Task
 from tests.support.streamed_training import LAYERS, SETTINGS, TinyModel, plan_for
 from tests.training.conftest import files
@@ -168,10 +167,7 @@ def test_moments_of_a_resumed_run_are_paged_again(card: torch.device) -> None:
 
 def in_own_process(task: Task, vram: str, scratch: Path) -> Measurement:
     setup = Setup(scratch=str(scratch), shape=None, vram=vram, ram="16GiB", card="a card", steps=2, seconds=5.0)
-    job = msgspec.json.encode({"setup": setup, "task": task}).decode()
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "benchmarks" / "qlora_12b_child.py"), job]
-    return msgspec.json.decode(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout, type=Measurement)
+    return qlora_12b.in_own_process(setup, task, timeout=600)
 
 
 @pytest.fixture(scope="module")

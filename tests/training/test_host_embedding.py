@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch
 from amigo_local.training.copy_engine import ThreadedEngine
 from amigo_local.training.host_embedding import HostEmbedding, HostHead
 from amigo_local.training.host_table import HostTable
-from tests.support.host_model import CPU, host_table, move_to_host, round_to, whole
+from tests.support.host_model import CPU, host_table, load, move_to_host, round_to, whole
 from tests.support.quantized_model import lora
 from tests.support.storage_watch import StorageWatch
 from tests.support.tiny_families import write_family
@@ -27,13 +26,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: write_family(folder / name, name, hidden_size=256, num_hidden_layers=2, tie_word_embeddings=True)
         for name in ("gemma3", "gemma2", "llama")
     }
-
-
-def load(checkpoint: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
-    return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -56,7 +48,7 @@ def test_a_model_gives_the_same_logits_with_its_tables_on_the_host(
     checkpoints: dict[str, Path], family: str, type_name: str
 ) -> None:
     """Gemma 2 caps them and Gemma 3 scales its embedding; tiles arrive when they are waited for."""
-    ours, theirs = (load(checkpoints[family], torch.float32) for _ in range(2))
+    ours, theirs = (load(checkpoints[family]) for _ in range(2))
     engine = ThreadedEngine(late=1.0)
     round_to(theirs, move_to_host(ours, type_name, engine))
     torch.testing.assert_close(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, rtol=1e-5, atol=1e-5)
@@ -75,6 +67,15 @@ def test_whole_logits_carry_the_gradient_of_a_linear_head() -> None:
         (head(hidden) * wanted).sum().backward()
         gradients.append(hidden.grad)
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-4)
+
+
+def test_whole_logits_are_autocast_as_a_linear_heads_are() -> None:
+    hidden, table = torch.randn(2, 5, 256), host_table(torch.randn(500, 256), "F32")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = HostHead(table, torch.float32, CPU, 64)(hidden)
+        theirs = torch.nn.functional.linear(hidden, whole(table, torch.float32))
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_neither_optimizer_nor_checkpoint_nor_a_move_sees_the_table() -> None:
@@ -113,7 +114,7 @@ def test_peft_adapts_saves_and_loads_a_model_whose_tables_are_on_the_host(
     from peft import PeftModel, get_peft_model
     from safetensors.torch import load_file
 
-    model = load(checkpoints["gemma3"], torch.float32)
+    model = load(checkpoints["gemma3"])
     move_to_host(model)
     adapted = get_peft_model(model, lora())
     assert not any("lm_head" in name or "embed_tokens" in name for name, _ in adapted.named_parameters())
@@ -126,9 +127,10 @@ def test_peft_adapts_saves_and_loads_a_model_whose_tables_are_on_the_host(
     adapted.save_pretrained(tmp_path)
     assert all("lora" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
 
-    again = load(checkpoints["gemma3"], torch.float32)
+    again = load(checkpoints["gemma3"])
     move_to_host(again)
     again.tie_weights()
+    again.tie_weights(recompute_mapping=False)
     assert torch.equal(PeftModel.from_pretrained(again, tmp_path).eval()(input_ids=IDS).logits, expected)
 
 
@@ -138,7 +140,7 @@ def test_gradients_reach_the_adapter_through_checkpointed_layers(checkpoints: di
 
     gradients = []
     for on_host in (True, False):
-        model = load(checkpoints["gemma3"], torch.float32)
+        model = load(checkpoints["gemma3"])
         if on_host:
             move_to_host(model, "F32")
         torch.manual_seed(0)
@@ -158,7 +160,7 @@ def test_neftune_adds_its_noise_to_the_embedding_in_training(checkpoints: dict[s
 
     noisy = []
     for on_host in (True, False):
-        model = load(checkpoints["gemma3"], torch.float32)
+        model = load(checkpoints["gemma3"])
         if on_host:
             move_to_host(model, "F32")
         activate_neftune(model, 5.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,33 +10,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amigo_local.training.copy_engine import SyncEngine
-from amigo_local.training.layer_pack import LayerPack, bind, linears_4bit
-from tests.support.quantized_model import LAYERS, decoder_layers, write_tiny_gemma
+from amigo_local.training.layer_pack import bind, linears_4bit
+from tests.support.quantized_model import LAYERS, decoder_layers
 from tests.support.streaming_proof import (
-    Record,
+    TinyGemma,
     adapted,
     batch,
     compare,
-    packs_of,
     streaming,
     train_steps,
 )
 
 
 @pytest.fixture(scope="module")
-def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gemma(tmp_path_factory.mktemp("streaming") / "gemma")
-
-
-@pytest.fixture(scope="module")
-def packs(tiny_gemma: Path) -> list[LayerPack]:
-    return packs_of(tiny_gemma)
-
-
-@pytest.fixture(scope="module")
-def resident_step(tiny_gemma: Path) -> Record:
-    """One step of the plain model as transformers, bitsandbytes and PEFT make it."""
-    return train_steps(adapted(tiny_gemma, "none"), steps=1)
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> TinyGemma:
+    return TinyGemma(tmp_path_factory.mktemp("streaming") / "gemma")
 
 
 class Told(SyncEngine):
@@ -67,13 +54,11 @@ class Told(SyncEngine):
 
 
 @pytest.mark.parametrize("slots", [2, 3])
-def test_a_training_step_copies_each_layer_at_most_twice_and_always_ahead(
-    tiny_gemma: Path, packs: list[LayerPack], slots: int
-) -> None:
+def test_a_training_step_copies_each_layer_at_most_twice_and_always_ahead(gemma: TinyGemma, slots: int) -> None:
     """At the end of either pass the slots hold what the way back begins with: 2 (layers - slots) copies."""
-    model = adapted(tiny_gemma, "non-reentrant")
+    model = adapted(gemma.base, "non-reentrant")
     engine = Told(model)
-    with streaming(model, packs, engine, slots=slots) as streamer:
+    with streaming(model, gemma.packs, engine, slots=slots) as streamer:
         for step in range(4):
             engine.told.clear()
             before = streamer.traffic()
@@ -81,46 +66,42 @@ def test_a_training_step_copies_each_layer_at_most_twice_and_always_ahead(
             moved = streamer.traffic().since(before)
             cold = slots if step == 0 else 0
             assert moved.copies == 2 * (LAYERS - slots) + cold
-            assert moved.nbytes == moved.copies * packs[0].nbytes
+            assert moved.nbytes == moved.copies * gemma.packs[0].nbytes
             assert engine.on_demand() == (1 if step == 0 else 0)
 
 
-def test_evaluation_wraps_around_so_that_the_next_pass_finds_its_first_layer(
-    tiny_gemma: Path, packs: list[LayerPack]
-) -> None:
-    model = adapted(tiny_gemma, "none").eval()
+def test_evaluation_wraps_around_so_that_the_next_pass_finds_its_first_layer(gemma: TinyGemma) -> None:
+    model = adapted(gemma.base, "none").eval()
     engine = Told(model)
-    with streaming(model, packs, engine, slots=2), torch.no_grad():
+    with streaming(model, gemma.packs, engine, slots=2), torch.no_grad():
         for step in range(3):
             engine.told.clear()
             model(**batch(step), use_cache=False)
             # 5 layers in 2 slots: the first and the last share a slot, so one copy a pass can't be ahead.
             assert engine.on_demand() == 1
-    with streaming(model, packs, engine, slots=2, resident=(3,)), torch.no_grad():
+    with streaming(model, gemma.packs, engine, slots=2, resident=(3,)), torch.no_grad():
         for step in range(3):
             engine.told.clear()
             model(**batch(step), use_cache=False)
             assert engine.on_demand() == (1 if step == 0 else 0)
 
 
-def test_layers_that_all_have_a_slot_are_copied_once(tiny_gemma: Path, packs: list[LayerPack]) -> None:
-    model = adapted(tiny_gemma, "non-reentrant")
-    with streaming(model, packs, SyncEngine(), resident=(0, 1, 3), slots=5) as streamer:
+def test_layers_that_all_have_a_slot_are_copied_once(gemma: TinyGemma) -> None:
+    model = adapted(gemma.base, "non-reentrant")
+    with streaming(model, gemma.packs, SyncEngine(), resident=(0, 1, 3), slots=5) as streamer:
         for step in range(3):
             model(**batch(step), use_cache=False).loss.backward()
         assert streamer.traffic().copies == LAYERS
-        assert streamer.device_bytes == LAYERS * packs[0].nbytes
+        assert streamer.device_bytes == LAYERS * gemma.packs[0].nbytes
 
 
-def test_without_prefetch_every_copy_is_on_demand_and_the_results_are_the_same(
-    tiny_gemma: Path, packs: list[LayerPack], resident_step: Record
-) -> None:
-    model = adapted(tiny_gemma, "non-reentrant")
+def test_without_prefetch_every_copy_is_on_demand_and_the_results_are_the_same(gemma: TinyGemma) -> None:
+    model = adapted(gemma.base, "non-reentrant")
     engine = Told(model)
-    with streaming(model, packs, engine, prefetch=False) as streamer:
+    with streaming(model, gemma.packs, engine, prefetch=False) as streamer:
         found = train_steps(model, steps=1)
         assert engine.on_demand() == streamer.traffic().copies > 0
-    assert compare(resident_step, found).identical
+    assert compare(gemma.resident_step, found).identical
 
 
 class ReadsAndMarks(TorchDispatchMode):
@@ -139,7 +120,7 @@ class ReadsAndMarks(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_slot_is_overwritten_only_after_its_last_use(tiny_gemma: Path, packs: list[LayerPack]) -> None:
+def test_a_slot_is_overwritten_only_after_its_last_use(gemma: TinyGemma) -> None:
     operations, checked = ReadsAndMarks(), 0
 
     class Checking(SyncEngine):
@@ -153,12 +134,12 @@ def test_a_slot_is_overwritten_only_after_its_last_use(tiny_gemma: Path, packs: 
                 checked += 1
             return super().copy(target, source, after)
 
-    model = adapted(tiny_gemma, "non-reentrant")
-    with streaming(model, packs, Checking()) as streamer:
+    model = adapted(gemma.base, "non-reentrant")
+    with streaming(model, gemma.packs, Checking()) as streamer:
         for slot in streamer._slots:  # storages of their own, to tell uses of one slot from uses of another
             slot.buffer = torch.zeros_like(slot.buffer)
         for index in streamer.streamed:
-            bind(streamer._layers[index], packs[index], streamer._slot(streamer._turns[index]).buffer)
+            bind(streamer._layers[index], gemma.packs[index], streamer._slot(streamer._turns[index]).buffer)
         with operations:
             for step in range(2):
                 model(**batch(step), use_cache=False).loss.backward()

@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amigo_local.training.layer_pack import LayerPack
 from amigo_local.training.process import quiet_and_offline
-from tests.support.quantized_model import LAYERS, load_nf4, write_tiny_gemma
-from tests.support.streaming_proof import ENGINES, HooksOnLayers, Record, compare, packs_of, streaming
+from tests.support.quantized_model import LAYERS, load_nf4
+from tests.support.streaming_proof import ENGINES, HooksOnLayers, Record, TinyGemma, compare, streaming
 from tests.support.trl_runs import run_dpo, run_sft
 
 WEIGHTS = LAYERS * 7 * 2
@@ -31,37 +30,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(folder: Path) -> Path:
-    return write_tiny_gemma(folder / "base")
+def gemma(folder: Path) -> TinyGemma:
+    return TinyGemma(folder / "base")
 
 
 @pytest.fixture(scope="module")
-def packs(base: Path) -> list[LayerPack]:
-    return packs_of(base)
-
-
-@pytest.fixture(scope="module")
-def resident_sft(base: Path, folder: Path) -> Record:
-    return run_sft(load_nf4(base), base, folder / "sft")
+def resident_sft(gemma: TinyGemma, folder: Path) -> Record:
+    return run_sft(load_nf4(gemma.base), gemma.base, folder / "sft")
 
 
 def test_sft_with_evaluation_and_checkpoints_is_bit_identical_and_resumes_so(
-    base: Path, packs: list[LayerPack], folder: Path, resident_sft: Record, tmp_path: Path
+    gemma: TinyGemma, folder: Path, resident_sft: Record, tmp_path: Path
 ) -> None:
     """The streamer is attached before TRL wraps the model."""
-    model = load_nf4(base)
-    with streaming(model, packs, ENGINES["ring"](), resident=(1,)):
-        found = run_sft(model, base, tmp_path)
+    model = load_nf4(gemma.base)
+    with streaming(model, gemma.packs, ENGINES["ring"](), resident=(1,)):
+        found = run_sft(model, gemma.base, tmp_path)
     # Losses and gradient norms of three steps and the losses of two evaluations besides.
     assert compare(resident_sft, found) == (4 * WEIGHTS + 8, 4 * WEIGHTS + 8)
     saved = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
     assert compare(load_file(folder / "sft" / "checkpoint-2" / "adapter_model.safetensors"), saved).identical
 
     # Against TRL resumed resident: it casts the adapter to f32 then, so that itself it departs from a run in one go.
-    resumed = run_sft(load_nf4(base), base, folder / "sft", resume=True)
-    model = load_nf4(base)
-    with streaming(model, packs, ENGINES["late"](), slots=3):
-        found = run_sft(model, base, tmp_path, resume=True)
+    resumed = run_sft(load_nf4(gemma.base), gemma.base, folder / "sft", resume=True)
+    model = load_nf4(gemma.base)
+    with streaming(model, gemma.packs, ENGINES["late"](), slots=3):
+        found = run_sft(model, gemma.base, tmp_path, resume=True)
     assert compare(resumed, found) == (2 * WEIGHTS + 8, 2 * WEIGHTS + 8)
 
 
@@ -85,8 +79,7 @@ def start_of_dpo(base: Path, folder: Path, start: str) -> Any:
     ],
 )
 def test_dpo_and_its_reference_are_bit_identical(
-    base: Path,
-    packs: list[LayerPack],
+    gemma: TinyGemma,
     folder: Path,
     resident_sft: Record,
     tmp_path: Path,
@@ -96,10 +89,10 @@ def test_dpo_and_its_reference_are_bit_identical(
     slots: int,
     kept: tuple[int, ...],
 ) -> None:
-    resident = run_dpo(start_of_dpo(base, folder, start), base, tmp_path, precompute=precompute)
-    model = start_of_dpo(base, folder, start)
-    with streaming(model, packs, ENGINES[engine](), slots=slots, resident=kept):
-        found = run_dpo(model, base, tmp_path, precompute=precompute)
+    resident = run_dpo(start_of_dpo(gemma.base, folder, start), gemma.base, tmp_path, precompute=precompute)
+    model = start_of_dpo(gemma.base, folder, start)
+    with streaming(model, gemma.packs, ENGINES[engine](), slots=slots, resident=kept):
+        found = run_dpo(model, gemma.base, tmp_path, precompute=precompute)
     # Two steps' losses, gradient norms, rewards, and two figures of two evaluations besides.
     assert compare(resident, found) == (3 * WEIGHTS + 10, 3 * WEIGHTS + 10)
     if start == "pretrained":
@@ -109,9 +102,9 @@ def test_dpo_and_its_reference_are_bit_identical(
 
 @pytest.mark.slow
 def test_under_trl_too_hooks_on_decoder_layers_are_wrong(
-    base: Path, packs: list[LayerPack], resident_sft: Record, tmp_path: Path
+    gemma: TinyGemma, resident_sft: Record, tmp_path: Path
 ) -> None:
-    model = load_nf4(base)
-    with streaming(model, packs, ENGINES["at once"](), kind=HooksOnLayers):
-        found = run_sft(model, base, tmp_path)
+    model = load_nf4(gemma.base)
+    with streaming(model, gemma.packs, ENGINES["at once"](), kind=HooksOnLayers):
+        found = run_sft(model, gemma.base, tmp_path)
     assert compare(resident_sft, found).equal < len(found) // 3

@@ -8,14 +8,17 @@ import msgspec
 import pytest
 
 from amigo_local.domain.errors import InputError
+from amigo_local.domain.machine import Machine
 from amigo_local.domain.memory_plan import Batching, MemoryPlan
 from amigo_local.domain.recipe import LoraSettings, MemorySettings, TrainSettings
 from amigo_local.domain.units import MIB
 from amigo_local.stages._shapes import named_shape
-from amigo_local.training import cpu_memory
+from amigo_local.training import cpu_plan
 from amigo_local.training.fit import budget
-from amigo_local.training.memory_formula import ASSUMED, Job
+from amigo_local.training.memory_formula import ASSUMED, Job, Levers
 from amigo_local.training.memory_plan import choose_plan, fitted, needs
+from amigo_local.training.memory_refusal import refusal
+from amigo_local.training.working_set import head_tile_bytes
 from tests.support.planning import GEMMA_3_12B, LLAMA_3_1_8B, SMOLLM2_135M, machine
 
 SETTINGS = TrainSettings()  # rank 32, effective batch 8
@@ -112,7 +115,6 @@ def test_every_lever_says_what_it_buys() -> None:
         "train.memory.offload_checkpoints",
         "train.memory.mlp_tile_tokens",
         "train.optimizer",
-        "train.memory.staging",
         "train.memory.head_tile_rows",
     }
     layers = found["train.memory.resident_layers"]
@@ -209,6 +211,43 @@ def test_what_a_refusal_proposes_does_fit() -> None:
         choose_plan(GEMMA_3_12B, SETTINGS, 2 * length, machine(vram_gib=3))
 
 
+def refusal_hint(job: Job, on: Machine) -> str:
+    return refusal(job, on, fitted(job, on)).hint
+
+
+def test_a_larger_card_is_named_with_the_ram_that_is_short_beside_it() -> None:
+    job = Job(named_shape("gemma-3-27b"), SETTINGS, 1024, "Q6_K")
+    hint = refusal_hint(job, machine(vram_gib=1, ram_gib=8))
+    assert "take a rented GPU with 8 GiB in a machine with 14.0 GiB of free RAM, or a smaller model" in hint
+    assert fitted(job, machine(vram_gib=8, ram_gib=13.9)).lacking == "RAM"
+    assert fitted(job, machine(vram_gib=8, ram_gib=14.1)).lacking is None
+    assert hint.replace(" in a machine with 14.0 GiB of free RAM", "") == refusal_hint(job, machine(vram_gib=1))
+
+
+def test_several_cards_are_not_proposed_as_one_alone_is_trained_on() -> None:
+    job = Job(named_shape("gemma-3-27b"), SETTINGS, 1024, "Q6_K")
+    larger = job._replace(shape=msgspec.structs.replace(job.shape, hidden_size=1 << 17, intermediate_size=1 << 19))
+    hint = refusal_hint(larger, machine(vram_gib=24))
+    assert hint == "no shorter length or lower rank fits this card: take a smaller model"
+
+
+def test_a_refusal_is_made_in_a_fifth_of_a_second() -> None:
+    job = Job(GEMMA_3_12B, SETTINGS, 1024, "Q6_K")
+    start = time.process_time()
+    refusal_hint(job, machine(vram_gib=1))
+    assert time.process_time() - start < 0.2
+
+
+def test_a_table_that_is_not_decoded_is_counted_as_the_bf16_that_is_kept_of_it() -> None:
+    levers = Levers(micro_batch=1, resident=0)
+    kept, bf16, q8 = (
+        head_tile_bytes(Job(GEMMA_3_12B, SETTINGS, 1024, name), levers) for name in ("IQ2_S", "BF16", "Q8_0")
+    )
+    assert kept == bf16 < q8 + 2 * 8192 * 3840
+    ram = [cpu_plan.ram_parts(Job(GEMMA_3_12B, SETTINGS, 1024, name), 1)[1].nbytes for name in ("IQ2_S", "Q6_K")]
+    assert ram[0] - ram[1] == GEMMA_3_12B.embedding_parameters * (2 * 256 - 210) // 256
+
+
 def test_an_unquantized_base_is_wholly_resident_or_refused() -> None:
     unquantized = msgspec.structs.replace(SETTINGS, quantization="none")
     fits = choose_plan(named_shape("gemma-3-1b"), unquantized, 1024, LAPTOP)
@@ -260,7 +299,7 @@ def test_the_whole_run_takes_as_many_steps_as_samples_or_max_steps_ask_for() -> 
 def test_ram_prediction_is_never_under_what_was_measured_and_at_most_six_percent_over(
     tokens: int, micro_batch: int, measured_mib: int
 ) -> None:
-    parts = cpu_memory.ram_parts(SMOLLM2_135M, RANK_16, tokens, micro_batch)
+    parts = cpu_plan.ram_parts(Job(SMOLLM2_135M, RANK_16, tokens, "Q8_0"), micro_batch)
     assert measured_mib < sum(part.nbytes for part in parts) / MIB < 1.06 * measured_mib
 
 

@@ -11,8 +11,8 @@ import torch
 from amigo_local.domain.recipe import LoraSettings, TrainSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.domain.units import MIB
-from amigo_local.stages._shapes import named_shape
-from amigo_local.training import ggml_decoding, layer_pack, memory_formula, staging_ring, tiled_head
+from amigo_local.stages._shapes import checkpoint_shape, named_shape
+from amigo_local.training import layer_pack, memory_formula
 from amigo_local.training.memory_formula import (
     Job,
     Levers,
@@ -24,9 +24,10 @@ from amigo_local.training.memory_formula import (
 )
 from amigo_local.training.memory_parts import ram_parts, vram_parts
 from amigo_local.training.micro_batches import footprint
-from amigo_local.training.working_set import layer_work, saved_by_attention
+from amigo_local.training.working_set import dora_bytes, layer_work, saved_by_attention
 from tests.support.planning import GEMMA_3_12B, LLAMA_3_1_8B, shipped_config
 from tests.support.quantized_model import load_nf4, write_tiny_gemma
+from tests.support.storage_watch import StorageWatch
 
 SETTINGS = TrainSettings()
 
@@ -35,39 +36,17 @@ def job(shape: ModelShape, length: int = 1024, **settings: object) -> Job:
     return Job(shape, msgspec.structs.replace(SETTINGS, **settings), length, "Q6_K")
 
 
-def test_constants_are_those_of_the_modules_that_they_stand_for() -> None:
-    assert memory_formula.PACK_ALIGNMENT == layer_pack.ALIGNMENT
-    assert memory_formula.STAGING_BYTES == staging_ring.CHUNK_BYTES * staging_ring.CHUNKS
-    assert memory_formula.LOGITS_AT_ONCE == tiled_head.LOGITS_AT_ONCE
-    assert ggml_decoding.ELEMENTS_AT_ONCE["cuda"] == memory_formula.DECODED_AT_ONCE
-    for name, (weights, nbytes, temporary) in memory_formula.TABLE_BLOCKS.items():
-        assert ggml_decoding.can_decode(name)
-        assert ggml_decoding.row_bytes(name, 256) == 256 // weights * nbytes
-        assert ggml_decoding.temporary_bytes(name, 256, "cuda") == 256 * temporary, name
-
-
 def test_a_layers_bytes_are_those_of_its_pack(tmp_path: Path) -> None:
     model = load_nf4(write_tiny_gemma(tmp_path))
-    pack = layer_pack.pack_layer(model.model.layers[0])
-    shape = ModelShape(
-        architecture="gemma3_text",
-        hidden_size=64,
-        intermediate_size=128,
-        layers=5,
-        heads=2,
-        kv_heads=1,
-        head_dim=32,
-        vocabulary=512,
-        context_length=512,
-    )
-    assert layer_bytes(shape) == pack.nbytes
-    assert layer_bytes(GEMMA_3_12B) / MIB == pytest.approx(110.27, abs=0.01)  # the fact sheet's 110.3
+    assert layer_bytes(checkpoint_shape(tmp_path)) == layer_pack.pack_layer(model.model.layers[0]).nbytes == 22_016
+    assert layer_bytes(GEMMA_3_12B) / MIB == pytest.approx(110.27, abs=0.01)
     assert 48 * layer_bytes(GEMMA_3_12B) / MIB == pytest.approx(5293, abs=1)
 
 
 @pytest.mark.parametrize("name", ["gemma-3-12b", "llama-3.1-8b"])
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
-def test_the_adapter_has_as_many_parameters_as_pefts(name: str, targets: str | tuple[str, ...]) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_adapter_has_as_many_parameters_as_pefts(name: str, targets: str | tuple[str, ...], dora: bool) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -79,10 +58,12 @@ def test_the_adapter_has_as_many_parameters_as_pefts(name: str, targets: str | t
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         modules = targets if targets == "all-linear" else list(targets)
-        model = get_peft_model(model, LoraConfig(r=8, target_modules=modules, task_type="CAUSAL_LM"))
+        config = LoraConfig(r=8, target_modules=modules, task_type="CAUSAL_LM", use_dora=dora)
+        model = get_peft_model(model, config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = msgspec.structs.replace(named_shape(name), layers=2)
-    assert adapter_parameters(job(shape, lora=LoraSettings(rank=8, targets=targets))) == trainable
+    lora = LoraSettings(rank=8, targets=targets, use_dora=dora)
+    assert adapter_parameters(job(shape, lora=lora)) == trainable
 
 
 def test_optimizer_state_is_what_bitsandbytes_makes() -> None:
@@ -125,6 +106,12 @@ def test_a_micro_batch_is_as_large_as_its_footprint_may_be(method: str, packing:
     assert rows.tokens == footprint([[1000] * sequences], packing=False) == 1024 * sequences
 
 
+def test_padded_rows_need_a_mask_where_they_are_longer_than_a_window() -> None:
+    masks = [micro_batch_rows(job(GEMMA_3_12B, length, packing=False), 2).masks for length in (512, 1024, 2048)]
+    assert masks == [0, 1, 1]
+    assert micro_batch_rows(job(LLAMA_3_1_8B, 2048, packing=False), 2).masks == 0
+
+
 def test_parts_of_gemma_12b_at_2048_tokens() -> None:
     levers = Levers(micro_batch=1, resident=0)
     parts = {part.name: round(part.nbytes / MIB) for part in vram_parts(job(GEMMA_3_12B, 2048), levers)}
@@ -159,6 +146,21 @@ def test_what_costs_memory_is_counted() -> None:
     assert layer_work(job(LLAMA_3_1_8B, 2048), levers) - unpacked == 3 * 2048**2  # a bool mask and its bf16 copy
     tiled = layer_work(job(GEMMA_3_12B, 4096), levers._replace(mlp_tile_tokens=512))
     assert tiled < 0.8 * layer_work(job(GEMMA_3_12B, 4096), levers)
+
+
+def test_doras_norm_takes_no_more_than_is_counted() -> None:
+    """PEFT's own, of a square projection and one token."""
+    from bitsandbytes.nn import Linear4bit
+    from peft import LoraConfig, get_peft_model
+
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "heads": 8, "kv_heads": 8, "head_dim": 64}
+    shape = msgspec.structs.replace(LLAMA_3_1_8B, **sizes)
+    linear = Linear4bit(512, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
+    model = get_peft_model(torch.nn.Sequential(linear), LoraConfig(r=4, target_modules=["0"], use_dora=True))
+    with StorageWatch(*model.parameters()) as watch, torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(1, 512))
+    counted = dora_bytes(job(shape, lora=LoraSettings(rank=4, use_dora=True)))
+    assert watch.peak_bytes <= counted <= 1.15 * watch.peak_bytes
 
 
 def test_a_table_whose_rows_are_no_whole_blocks_is_stored_in_another_type() -> None:

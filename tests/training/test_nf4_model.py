@@ -10,7 +10,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 
 from amigo_local.domain.errors import InputError
 from amigo_local.training.layer_pack import linears_4bit
@@ -36,18 +35,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def ours(checkpoint: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     return build_model(open_store(checkpoint.with_name(f"{checkpoint.name}.nf4")), dtype)
-
-
-def in_float32(checkpoint: Path) -> Any:
-    quantization = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint, quantization_config=quantization, dtype=torch.float32, device_map={"": "cpu"}
-    )
 
 
 def tokens(seed: int) -> torch.Tensor:
@@ -94,7 +81,8 @@ def test_logits_are_the_same_to_the_bit(name: str, checkpoints: dict[str, Path])
 
 
 def test_it_computes_in_float32_where_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
-    model, reference = ours(checkpoints["gemma3"], torch.float32), in_float32(checkpoints["gemma3"])
+    model = ours(checkpoints["gemma3"], torch.float32)
+    reference = load_nf4(checkpoints["gemma3"], dtype=torch.float32)
     with torch.no_grad():
         assert same(model.train()(tokens(0)).logits, reference.train()(tokens(0)).logits)
 

@@ -23,7 +23,9 @@ from amigo_local.training.nf4_index import (
     SMALL_FILE,
     LayerSegment,
     Nf4Linear,
+    SourceFile,
     StoreIndex,
+    located,
     read_index,
 )
 from amigo_local.training.nf4_store import layer_layout, open_store
@@ -106,6 +108,12 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "not finished": (lambda store: (store / INDEX_FILE).unlink(), r"is no NF4 store: index\.json: No such file"),
     "damaged": (lambda store: shorten(store / INDEX_FILE), r"damaged index of an NF4 store"),
     "no index": (lambda store: (store / INDEX_FILE).write_text("{}"), r"damaged index of an NF4 store"),
+    "of other blocks": (
+        lambda store: (store / INDEX_FILE).write_bytes(
+            msgspec.json.encode(msgspec.structs.replace(read_index(store), blocksize=128))
+        ),
+        r"blocks of 128 and 256, expected 64 and 256",
+    ),
     "of a later version": (
         lambda store: (store / INDEX_FILE).write_text('{"version": 2, "new": true}'),
         r"NF4 store of version 2, expected 1",
@@ -161,6 +169,12 @@ def test_a_source_that_is_gone_or_changed_is_refused(folder: Path) -> None:
     weights.unlink()
     with pytest.raises(InputError, match=r"changed since: No such file"):
         open_store(build, source_digest=DIGEST)
+
+
+def test_a_part_of_a_split_model_keeps_its_name_and_a_single_file_may_bear_any() -> None:
+    part, single = (SourceFile(f"/then/{name}", 1, 1) for name in ("model-00002-of-00003.gguf", "model.gguf"))
+    assert located(part, Path("/now/model-00001-of-00003.gguf")) == Path("/now/model-00002-of-00003.gguf")
+    assert located(single, Path("/now/renamed.gguf")) == Path("/now/renamed.gguf")
 
 
 def test_a_source_that_moved_is_found_where_it_is_now(made: Path, folder: Path) -> None:

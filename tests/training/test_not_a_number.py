@@ -15,6 +15,7 @@ from amigo_local.training.frozen_base import FrozenBase, LoadedBase, base_from_c
 from amigo_local.training.sample_file import SampleFile
 from amigo_local.training.samples import training_order
 from amigo_local.training.sft import train_sft
+from amigo_local.training.training_run import TrainingRun
 
 from .conftest import PLAN, SETTINGS, Train, files
 
@@ -58,7 +59,7 @@ class Spoiler:
 
 def failure(spoiler: Spoiler, base: Path, dataset: Path, out: Path) -> AmigoError:
     with pytest.raises(AmigoError) as failed:
-        train_sft(SETTINGS, PLAN, base_with(spoiler, base), dataset, out, lambda event: None)
+        train_sft(TrainingRun(SETTINGS, PLAN, base_with(spoiler, base), dataset, out, lambda event: None))
     return failed.value
 
 

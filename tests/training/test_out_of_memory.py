@@ -1,4 +1,4 @@
-"""Memory running out in a step: the same samples in smaller micro-batches, as if it had been planned so."""
+"""Memory running out: known by what CUDA says, and the step done again in smaller micro-batches, as if planned so."""
 
 from __future__ import annotations
 
@@ -17,14 +17,33 @@ from amigo_local.training.checkpointed_trainer import PLAN as PLAN_FILE
 from amigo_local.training.checkpointed_trainer import PlanInForce
 from amigo_local.training.copy_engine import Traffic
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase, base_from_checkpoint
+from amigo_local.training.out_of_memory import is_out_of_memory
 from amigo_local.training.sample_file import SampleFile
 from amigo_local.training.samples import training_order
 from amigo_local.training.sft import train_sft
+from amigo_local.training.training_run import TrainingRun
 
 from .conftest import PLAN, SETTINGS, WITHOUT_DROPOUT, Train, files
 
 SHORT = msgspec.structs.replace(SETTINGS, max_steps=6)
 EVALUATING = msgspec.structs.replace(WITHOUT_DROPOUT, max_steps=3, evaluate_every_steps=2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_every_way_of_running_out_is_known(error: RuntimeError) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_other_failures_are_not_taken_for_it() -> None:
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 class Gauge:
@@ -80,7 +99,7 @@ def run(gauge: Gauge, base: Path, dataset: Path, out: Path, settings: TrainSetti
         gauge.seen(event)
         events.append(event)
 
-    train_sft(settings, PLAN, gauge.base(base, settings), dataset, out, emit)
+    train_sft(TrainingRun(settings, PLAN, gauge.base(base, settings), dataset, out, emit))
     return events
 
 
@@ -110,7 +129,7 @@ def smaller_from_step_4(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter_trainer, "AdapterTrainer", Planned)
         base = base_from_checkpoint(tiny_base, SHORT, "tiny")
-        train_sft(SHORT, PLAN, base, tiny_dataset, out, lambda event: None)
+        train_sft(TrainingRun(SHORT, PLAN, base, tiny_dataset, out, lambda event: None))
     return files(out)
 
 
@@ -141,7 +160,7 @@ def test_a_resumed_run_starts_with_the_size_that_held(
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        train_sft(SHORT, PLAN, gauge.base(tiny_base, SHORT), tiny_dataset, tmp_path, emit)
+        train_sft(TrainingRun(SHORT, PLAN, gauge.base(tiny_base, SHORT), tiny_dataset, tmp_path, emit))
     stored = (tmp_path / "checkpoints" / "checkpoint-5" / PLAN_FILE).read_bytes()
     assert msgspec.json.decode(stored, type=PlanInForce) == PlanInForce(capacity_tokens=96, plan=PLAN)
     figures, events = train(tmp_path, SHORT)  # with all the memory in the world

@@ -13,7 +13,7 @@ import torch
 from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.domain.events import AnyEvent, Note
 from amigo_local.domain.recipe import DpoSettings, LoraSettings
-from amigo_local.training.micro_batches import StepRow
+from amigo_local.training.micro_batches import StepRow, completion_tokens
 from amigo_local.training.preferences import PreferenceFile
 from amigo_local.training.samples import Sample
 from tests.support.tiny_preferences import PAIRS, SETTINGS, TinyDpo, changed, log_of
@@ -38,7 +38,7 @@ def test_a_row_is_two_chats_that_share_their_prompt(tmp_path: Path) -> None:
         file.write("\n" + json.dumps({**ROW, "rejected_ids": [8, 9, 9], "chosen": "text"}) + "\n")
     pairs = PreferenceFile(path, vocabulary=10)
     assert len(pairs) == 3 and list(pairs.lengths) == [9, 8, 11]
-    assert pairs.completion_tokens == 3 + 2 + 5
+    assert completion_tokens(pairs) == 3 + 2 + 5
     assert pairs[2] == StepRow(2, 4, (Sample([1, 2, 3, 4, 5], 3), Sample([1, 2, 3, 8, 9, 9], 3)))
     assert [row.line for row in pairs[:2]] == [1, 2]
 
@@ -53,7 +53,7 @@ def test_long_and_equal_pairs_are_left_out_and_told(tmp_path: Path) -> None:
         ROW,
     )
     pairs = PreferenceFile(path, 10, max_length_tokens=5)
-    assert (len(pairs), pairs.too_long, pairs.equal) == (1, 3, 1)
+    assert (len(pairs), pairs.too_long, pairs.without_gradient) == (1, 3, 1)
     assert pairs[0].line == 5
     told: list[AnyEvent] = []
     pairs.tell(told.append)

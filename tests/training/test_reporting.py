@@ -59,10 +59,12 @@ def reporter(emit: Callable[[AnyEvent], None], **given: Any) -> EventReporter:
     arguments = {
         "emit": emit,
         "tokens_by_step": TOKENS,
+        "samples_by_step": SAMPLES,
         "log_every_steps": 1,
-        "before_step": lambda: None,
+        "after_step": lambda: None,
         "save_now": lambda mid_step: None,
         "checkpoint_path": lambda step: f"checkpoint-{step}",
+        "gauges": SimpleNamespace(read=dict),
         "clock": Clock(),
     }
     return EventReporter(**(arguments | given))
@@ -102,7 +104,7 @@ def trainer(folder: Path, report: EventReporter, *more: Any, **arguments: Any) -
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, transformers.Trainer]:
     told = Told()
     gauges = SimpleNamespace(read=lambda: {"ram_bytes": 5e8, "pcie_bytes_per_second": 1e10})
-    report = reporter(told.append, samples_by_step=SAMPLES, gauges=gauges)
+    report = reporter(told.append, gauges=gauges)
     made = trainer(tmp_path_factory.mktemp("toy"), report)
     made.train()
     return told, made

@@ -18,6 +18,7 @@ from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.frozen_base import base_from_checkpoint
 from amigo_local.training.sft import train_sft
+from amigo_local.training.training_run import TrainingRun
 
 from .conftest import PLAN, SETTINGS, STEPS, Train, files
 
@@ -118,7 +119,11 @@ def interrupted(
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        train_sft(settings, PLAN, base_from_checkpoint(base, settings, "tiny"), dataset, out_dir, emit, clock=clock)
+        train_sft(
+            TrainingRun(
+                settings, PLAN, base_from_checkpoint(base, settings, "tiny"), dataset, out_dir, emit, clock=clock
+            )
+        )
     return events
 
 

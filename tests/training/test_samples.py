@@ -12,7 +12,7 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import AnyEvent, Note
 from amigo_local.domain.recipe import TrainSettings
 from amigo_local.training.sample_file import SampleFile
-from amigo_local.training.samples import Sample, total_steps, training_order
+from amigo_local.training.samples import Sample, file_digest, total_steps, training_order
 
 
 def test_nothing_before_the_completion_is_a_label() -> None:
@@ -58,9 +58,10 @@ def test_no_file_and_no_rows_are_refused(tmp_path: Path) -> None:
 
 def test_samples_that_teach_nothing_or_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = SampleFile(write(tmp_path, EMPTY, GOOD, "", LONG, LONG, GOOD), 50, max_length_tokens=7)
-    assert (rows.without_completion, rows.too_long, list(rows.lengths)) == (1, 2, [3, 3])
+    assert (rows.without_gradient, rows.too_long, list(rows.lengths)) == (1, 2, [3, 3])
     assert [(row.index, row.line) for row in rows] == [(0, 2), (1, 6)]
     assert rows[1].sequences == (Sample([1, 2, 3], 2),)
+    assert rows.digest == file_digest(rows.path)
     events: list[AnyEvent] = []
     rows.tell(events.append)
     assert [(e.text, e.level) for e in events if isinstance(e, Note)] == [

@@ -272,18 +272,9 @@ def test_memory_that_runs_out_in_a_backward_pass_costs_a_step_done_again(
         loaded.model.model.layers[2].mlp.register_forward_hook(after)
         return loaded
 
-    from amigo_local.training.sft import train_sft
-
     settings = replace(SETTINGS, packing=True)
     failing, smaller = tmp_path / "failing", tmp_path / "smaller"
-    train_sft(
-        settings,
-        plan_for(family),
-        replace(base, load=running_out),
-        tiny.rows,
-        failing,
-        lambda event: None,
-    )
+    tiny.train(failing, settings, base=replace(base, load=running_out))
     assert len(raised) == 1 and raised[0][1] > 64
     tiny.train(smaller, settings, plan_for(family, batching=Batching(micro_batch=1, accumulation=5)), engine=MAPPED)
     assert files(failing) == files(smaller)

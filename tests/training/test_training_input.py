@@ -12,6 +12,7 @@ from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.recipe import LoraSettings
 from amigo_local.training.frozen_base import FrozenBase, LoadedBase, base_from_checkpoint
 from amigo_local.training.sft import train_sft
+from amigo_local.training.training_run import TrainingRun
 
 from .conftest import PLAN, SETTINGS, STEPS, Train, files
 
@@ -38,7 +39,7 @@ def test_nothing_to_train_on_is_told_before_the_base_is_loaded(tiny_dataset: Pat
     base = FrozenBase(name="", where=tmp_path, digest="", vocabulary=512, load=load)
     short = msgspec.structs.replace(PLAN, max_length_tokens=20)
     with pytest.raises(InputError, match="20 samples are longer than 20 tokens") as refused:
-        train_sft(SETTINGS, short, base, tiny_dataset, tmp_path / "out", lambda event: None)
+        train_sft(TrainingRun(SETTINGS, short, base, tiny_dataset, tmp_path / "out", lambda event: None))
     assert "data.max_length_tokens" in refused.value.hint
     assert not (tmp_path / "out").exists()
 

@@ -59,7 +59,7 @@ def test_a_layer_at_a_time_gives_transformers_logits_with_and_without_the_adapte
     for weights in (CheckpointWeights(checkpoint), GgufWeights(read_header(gguf))):
         model = TorchModel(checkpoint, weights, adapter)
         for on in (True, False, True):
-            np.testing.assert_allclose(model.logits(PROBES, with_adapter=on), expected[on], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(model.logits(PROBES, with_adapter=on), expected[on], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(
