@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 ArtifactKind = Literal[
-    "gguf", "checkpoint", "tokenizer", "nf4", "adapter", "dataset", "imatrix", "registration", "report"
+    "gguf", "checkpoint", "tokenizer", "nf4", "adapter", "candidates", "dataset", "imatrix", "registration", "report"
 ]
 Figure = float | int | str | bool | None
 

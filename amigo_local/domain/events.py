@@ -132,6 +132,33 @@ class Table(Event, frozen=True, tag="table"):
     rows: tuple[tuple[Figure, ...], ...]
 
 
+class SamplePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A piece of a sample as the model reads it."""
+
+    text: str
+    tokens: int
+    trained: bool
+    """Whether its tokens are learnt; the others are only read."""
+    label: str = ""
+    """Which answer it is, in a sample with two of them."""
+
+
+class SampleShown(Event, frozen=True, tag="sample"):
+    """A training sample, rendered with the model's own chat template."""
+
+    source: str
+    name: str
+    parts: tuple[SamplePart, ...]
+    length_tokens: int
+    """Of the longest chat in it."""
+    limit_tokens: int
+    """Longer samples aren't trained on."""
+
+    @property
+    def is_too_long(self) -> bool:
+        return self.length_tokens > self.limit_tokens
+
+
 class PlanMade(Event, frozen=True, tag="plan"):
     """The whole plan: stages, and how training is fitted to the machine."""
 
@@ -170,6 +197,7 @@ AnyEvent = (
     | GenerationFinished
     | Note
     | Table
+    | SampleShown
     | PlanMade
     | StageFinished
     | StageFailed

@@ -26,6 +26,8 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     status: Literal["done", "to do"]
     needs: Needs
     artifact_path: str | None = None
+    of: str = ""
+    """Name of the recipe that it belongs to, in a chain of several."""
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

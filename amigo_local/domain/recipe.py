@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
-Positive = Annotated[int, Meta(ge=1)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
+from amigo_local.domain.data_source import DataSource
+from amigo_local.domain.strict import Fraction, Positive, Strict
+
 Dtype = Literal["bf16", "f16", "f32"]
 # llama.cpp's mixes in lower case: those whose rule is ported, and those that llama.cpp is asked for (many of the
 # latter need an importance matrix). Literals nest, so a face sees one list.
@@ -49,10 +49,6 @@ StatedMix = Literal[
 Quant = Literal["keep", PortedMix, StatedMix]
 
 
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Unknown keys are errors: a misspelt setting must never be lost in silence."""
-
-
 class ModelSettings(Strict, frozen=True, kw_only=True):
     source: str | None = None
     """REF of the model to refine: an Ollama tag, a GGUF file or a checkpoint directory."""
@@ -62,48 +58,34 @@ class ModelSettings(Strict, frozen=True, kw_only=True):
     """What the unpacked checkpoint is written in; None: what loses least of this source."""
 
 
-class DataSource(Strict, frozen=True, kw_only=True):
-    """Exactly one of `stdlib` and `jsonl` names where the pairs come from."""
+class DifficultySettings(Strict, frozen=True, kw_only=True):
+    """When a problem counts as hard. Measured where the model's own answers could be run, else by stated signs."""
 
-    stdlib: Literal["all"] | tuple[str, ...] | None = None
-    """Top-level modules of the Python standard library to mine, or "all"."""
-    jsonl: str | None = None
-    """Path of a JSON-lines file."""
-    prompt: str = "prompt"
-    """Column of the request (jsonl)."""
-    completion: str = "completion"
-    """Column of the answer (jsonl)."""
-    chosen: str | None = None
-    """Column of the better answer (jsonl); with `rejected` it makes a preference set, for train.method: dpo."""
-    rejected: str | None = None
-    """Column of the worse answer (jsonl)."""
-    limit: Positive | None = None
-    """Take at most so many pairs, evenly spread over modules; None takes all."""
-
-    def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.stdlib, self.jsonl)) != 1:
-            raise ValueError("a source names exactly one of: stdlib, jsonl")
-        if (self.chosen is None) != (self.rejected is None):
-            raise ValueError("a source of preferences names both columns: chosen and rejected")
-        if self.chosen is not None and (self.jsonl is None or self.completion != "completion"):
-            raise ValueError("chosen and rejected name columns of a jsonl source, in place of completion")
-
-    @property
-    def kind(self) -> str:
-        return "stdlib" if self.stdlib is not None else "jsonl"
-
-    @property
-    def preferences(self) -> bool:
-        """Whether it gives pairs of answers rather than single ones."""
-        return self.chosen is not None
+    hard_below: Fraction = 0.5
+    """Pass rate of the model's direct answers below which a problem is hard."""
+    signs: Positive = 2
+    """So many signs of difficulty make a problem hard that can't be run (data/difficulty.py lists them)."""
 
 
 class DataSettings(Strict, frozen=True, kw_only=True):
     sources: tuple[DataSource, ...] = ()
     held_out_fraction: Fraction = 0.15
-    """Share of *modules* (or of rows, for jsonl) kept away from training, for evaluation."""
+    """Share of *modules* (or of rows, where there are none) kept away from training, for evaluation."""
     max_length_tokens: Positive = 1024
     """Longer samples are left out, and counted."""
+    max_characters: Positive = 200_000
+    """Longer rows are left out before anything else looks at them."""
+    languages: tuple[str, ...] = ()
+    """Programming languages to keep; empty: all. Rows that don't say theirs are kept."""
+    licenses: tuple[str, ...] = ()
+    """SPDX identifiers to keep; empty: all. Rows that don't say theirs are kept."""
+    near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """Leave out samples as similar to an earlier one as this (Jaccard similarity of word 5-grams); None: keep them."""
+    evaluation_sets: tuple[str, ...] = ()
+    """Files of problems that must not be trained on, besides the well-known ones."""
+    reasoning: Literal["keep", "strip", "hard"] = "keep"
+    """Chains of thought before an answer: keep them, strip them, or keep those of hard problems."""
+    difficulty: DifficultySettings = DifficultySettings()
     seed: int = 0
 
 
@@ -199,9 +181,14 @@ class RegisterSettings(Strict, frozen=True, kw_only=True):
     """Tag whose template, parameters and system are taken; None: the source."""
 
 
+Suite = Literal["directness", "humaneval", "context", "debugging", "reasoning"]
+
+
 class EvaluateSettings(Strict, frozen=True, kw_only=True):
-    suites: tuple[Literal["directness", "humaneval"], ...] = ("directness", "humaneval")
+    suites: tuple[Suite, ...] = ("directness", "humaneval")
     directness_prompts: Positive = 24
+    skill_prompts: Positive = 24
+    """Held-out requests of each of the suites context, debugging and reasoning."""
     humaneval_problems: Positive | None = None
     """The first n problems, evenly spread; None: all 164."""
     max_answer_tokens: Positive = 512
@@ -217,3 +204,5 @@ class Recipe(Strict, frozen=True, kw_only=True):
     export: ExportSettings = ExportSettings()
     register: RegisterSettings = RegisterSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    gate: dict[str, str] = {}
+    """Metric -> the least change that a stage of a chain must bring: `+5pt` at least, `-2pt` at most lost."""

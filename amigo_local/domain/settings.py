@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amigo_local.domain.recipe import Strict
+from amigo_local.domain.strict import Strict
 
 
 class OllamaSettings(Strict, frozen=True, kw_only=True):

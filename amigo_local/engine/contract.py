@@ -13,9 +13,9 @@ from amigo_local.domain.artifact import Artifact, ArtifactKind, Figure
 from amigo_local.domain.events import Emit, Note, Progress
 from amigo_local.domain.machine import Machine
 from amigo_local.domain.plan import Needs
-from amigo_local.domain.recipe import Strict
 from amigo_local.domain.settings import ProgramSettings
 from amigo_local.domain.shape import ModelShape
+from amigo_local.domain.strict import Strict
 from amigo_local.engine.workspace import Workspace
 
 Params = Strict
@@ -36,9 +36,19 @@ def argument(description: str) -> Meta:
 class RecipeRequest(Strict, frozen=True, kw_only=True):
     """What a person gives to a verb that works from a recipe."""
 
-    recipe: Annotated[str, argument("Path of a recipe, or the name of a shipped one.")]
+    recipe: Annotated[
+        tuple[str, ...], argument("Path of a recipe, or the name of a shipped one; several make a chain.")
+    ]
     model: Annotated[str | None, option("REF of the model, instead of the recipe's model.source.")] = None
     overrides: Annotated[tuple[str, ...], option("key.path=value", hidden=True)] = ()
+
+
+class ChainRequest(RecipeRequest, frozen=True, kw_only=True):
+    """The same for a whole loop."""
+
+    export_each: Annotated[
+        bool, option("Export and register the model after each stage of a chain, not only after the last.")
+    ] = False
 
 
 class RunRecord(Strict, frozen=True, kw_only=True):
@@ -91,6 +101,8 @@ class Step:
 
     stage: str
     params: Params
+    of: str = ""
+    """Name of the recipe that it belongs to, in a chain of several."""
 
 
 Chain = Generator[Step, Any, None]

@@ -12,8 +12,8 @@ import msgspec
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Emit, StageFinished
-from amigo_local.domain.recipe import Strict
 from amigo_local.domain.settings import ProgramSettings
+from amigo_local.domain.strict import Strict
 from amigo_local.engine.contract import Stage, StageContext, StageResult
 from amigo_local.engine.fingerprint import digest_path, size_of
 from amigo_local.engine.machine import measure_machine

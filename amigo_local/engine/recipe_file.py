@@ -1,4 +1,4 @@
-"""Loads a recipe: built-in defaults < base.yaml < the recipe < --set, strict, with origins."""
+"""Loads a recipe: built-in defaults < base.yaml < the recipe < what a chain lays over it < --set, with origins."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from amigo_local.domain.errors import InputError
-from amigo_local.domain.recipe import DataSource, Recipe
-from amigo_local.engine.settings_tree import build, origins, overlay, parse_override, parse_yaml
+from amigo_local.domain.recipe import Recipe
+from amigo_local.engine.data_paths import absolute, anchored
+from amigo_local.engine.settings_tree import Branch, build, origins, overlay, parse_override, parse_yaml
 from amigo_local.shipped import shipped_folder
 
 
@@ -23,9 +24,20 @@ class LoadedRecipe:
     """Key path -> `file:line` or `--set key`, for every leaf that isn't a built-in default."""
 
 
-def find_recipe(text: str) -> Path:
-    """A path, or the name of a shipped recipe. Raises InputError listing what ships."""
+@dataclass(frozen=True)
+class Layer:
+    """Settings that lie over a recipe, and the folder that paths in them are relative to."""
+
+    tree: Branch
+    folder: Path
+
+
+def find_recipe(text: str, beside: Path | None = None) -> Path:
+    """A path, or one beside another file, or the name of a shipped recipe. Raises InputError listing what ships."""
     path = Path(text).expanduser()
+    for candidate in (beside / path, beside / f"{text}.yaml") if beside else ():
+        if candidate.is_file():
+            return candidate
     if path.is_file():
         return path
     shipped = shipped_folder("recipes")
@@ -37,27 +49,37 @@ def find_recipe(text: str) -> Path:
 
 
 def load_recipe(text: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Reads, merges and checks. Relative data paths in the recipe mean: relative to its file."""
+    """Reads, merges and checks one recipe. Relative data paths mean: relative to the file that they stand in."""
     path = find_recipe(text)
-    base = shipped_folder("recipes") / "base.yaml"
-    tree = parse_yaml(base.read_text(encoding="utf-8"), f"recipes/{base.name}")
+    return layered(path, read_tree(path), (), overrides)
+
+
+def read_tree(path: Path) -> Branch:
+    """The settings of one file."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{text} can't be read: {error}", "a recipe is a UTF-8 YAML file") from error
-    tree = overlay(tree, parse_yaml(content, _shown(path)))
-    for override in overrides:
-        tree = overlay(tree, parse_override(override))
-    recipe = build(Recipe, tree)
-    sources = tuple(_anchored(source, path.parent) for source in recipe.data.sources)
-    recipe = msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, sources=sources))
-    return LoadedRecipe(recipe, path, origins(tree))
+        raise InputError(f"{path} can't be read: {error}", "a recipe is a UTF-8 YAML file") from error
+    return parse_yaml(content, _shown(path))
 
 
-def _anchored(source: DataSource, folder: Path) -> DataSource:
-    if source.jsonl is None:
-        return source
-    return msgspec.structs.replace(source, jsonl=str((folder / Path(source.jsonl).expanduser()).resolve()))
+def layered(path: Path, tree: Branch, above: Sequence[Layer], overrides: Sequence[str]) -> LoadedRecipe:
+    """The recipe that a file, what lies over it, and flags make together."""
+    base = shipped_folder("recipes") / "base.yaml"
+    whole = parse_yaml(base.read_text(encoding="utf-8"), f"recipes/{base.name}")
+    flags = [Layer(parse_override(text), Path.cwd()) for text in overrides]
+    folders = {"sources": path.parent, "evaluation_sets": path.parent}
+    for layer in (Layer(tree, path.parent), *above, *flags):
+        whole = overlay(whole, layer.tree)
+        given = layer.tree.children.get("data")
+        folders |= {key: layer.folder for key in folders if isinstance(given, Branch) and key in given.children}
+    recipe = build(Recipe, whole)
+    data = msgspec.structs.replace(
+        recipe.data,
+        sources=tuple(anchored(source, folders["sources"]) for source in recipe.data.sources),
+        evaluation_sets=tuple(absolute(file, folders["evaluation_sets"]) for file in recipe.data.evaluation_sets),
+    )
+    return LoadedRecipe(msgspec.structs.replace(recipe, data=data), path, origins(whole))
 
 
 def _shown(path: Path) -> str:

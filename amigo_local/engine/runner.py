@@ -26,8 +26,8 @@ from amigo_local.domain.events import (
     StageStarted,
 )
 from amigo_local.domain.plan import Needs
-from amigo_local.domain.recipe import Strict
 from amigo_local.domain.settings import ProgramSettings
+from amigo_local.domain.strict import Strict
 from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import LoadStage, Params, RunRecord, Stage, StageContext
 from amigo_local.engine.execute import Job, execute, output_path
@@ -101,8 +101,12 @@ class Runner:
         title = title or verb
         if stage.again and (earlier := stage.again(params, self.workspace)):
             self.settings = earlier.settings
-            asked = self._load_stage(earlier.verb).asked
-            return self.run(earlier.verb, msgspec.convert(earlier.params, asked), earlier.title, resume=earlier.run_id)
+            try:
+                asked = msgspec.convert(earlier.params, self._load_stage(earlier.verb).asked)
+            except msgspec.ValidationError as error:
+                text = f"run {earlier.run_id} was asked of another version: {error}"
+                raise InputError(text, f"start it anew: amigo-local {earlier.title}") from error
+            return self.run(earlier.verb, asked, earlier.title, resume=earlier.run_id)
         if not stage.locks:
             self._run_id = self.workspace.new_run_id(verb, self._clock())
             return self._run(stage, params, title, resumed=False)
@@ -147,9 +151,9 @@ class Runner:
                     step = chain.send(artifact)
                 except StopIteration:
                     return artifact
-            artifact = self._run_stage(self._load_stage(step.stage), step.params) or artifact
+            artifact = self._run_stage(self._load_stage(step.stage), step.params, step.of) or artifact
 
-    def _run_stage(self, stage: Stage, params: Params) -> Artifact | None:
+    def _run_stage(self, stage: Stage, params: Params, of: str = "") -> Artifact | None:
         with self._reporting_failures(stage.name):
             context = self.context(stage.name)
             sources = stage.inputs(params, context) if stage.inputs else {}
@@ -161,7 +165,8 @@ class Runner:
             needs = stage.needs(params, context) if stage.needs else Needs()
             check_room(stage, params, needs, context)
             if stage.place == "worker":  # what is answered at once needs no announcement
-                self._emit(stage.name, StageStarted(mark, stage.summary, needs.seconds))
+                summary = f"{of}: {stage.summary}" if of else stage.summary
+                self._emit(stage.name, StageStarted(mark, summary, needs.seconds))
         job = Job(
             run_id=self._run_id,
             stage=stage.name,

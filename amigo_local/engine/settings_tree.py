@@ -140,9 +140,13 @@ def build(struct: type[T], tree: Branch, path: str = "") -> T:
 
 
 def _value(hint: Any, node: Node, path: str) -> Any:
-    for option in _options(hint):
+    options = _options(hint)
+    kinds = [option for option in options if _is_struct(option)]
+    if len(kinds) > 1 and isinstance(node, Branch) and not node.is_list:
+        return build(_kind_of(kinds, node, path), node, f"{path}.")
+    for option in options:
         if isinstance(node, Branch):
-            if isinstance(option, type) and issubclass(option, msgspec.Struct) and not node.is_list:
+            if _is_struct(option) and not node.is_list:
                 return build(option, node, f"{path}.")
             item = typing.get_args(option)[0] if typing.get_origin(option) is tuple else None
             if node.is_list and item is not None:
@@ -158,6 +162,23 @@ def _value(hint: Any, node: Node, path: str) -> Any:
         raise InputError(
             f"{node.origin}: {path}: found {plain!r}: {reason[0].lower()}{reason[1:]}{near}", known
         ) from error
+
+
+def _is_struct(option: Any) -> bool:
+    return isinstance(option, type) and issubclass(option, msgspec.Struct)
+
+
+def _kind_of(kinds: Sequence[type[msgspec.Struct]], node: Branch, path: str) -> type[msgspec.Struct]:
+    """Which of several tagged structs a mapping describes: the one whose tag is among its keys."""
+    by_tag = {str(kind.__struct_config__.tag): kind for kind in kinds}
+    named = [tag for tag in by_tag if tag in node.children]
+    if len(named) == 1:
+        return by_tag[named[0]]
+    found = f"both {named[0]} and {named[1]}" if named else ", ".join(node.children) or "nothing"
+    near = "" if named else "".join(_nearest(key, list(by_tag)) for key in node.children)
+    raise InputError(
+        f"{node.origin}: {path}: found {found}, expected exactly one kind{near}", f"one of: {', '.join(by_tag)}"
+    )
 
 
 def _options(hint: Any) -> list[Any]:

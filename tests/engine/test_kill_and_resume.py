@@ -61,7 +61,7 @@ class Loop:
         runner = Runner(self.workspace, SETTINGS, load_stage, self.records.append, self.worker)
         if verb == "quantize":
             return runner.run(verb, QuantizeParams(ref=str(self.recipe.parent / "tiny.gguf")))
-        return runner.run(verb, RecipeRequest(recipe=str(self.recipe)))
+        return runner.run(verb, RecipeRequest(recipe=(str(self.recipe),)))
 
     def artifacts(self) -> dict[str, Artifact]:
         """Stage -> artifact of the last run, made or found done."""

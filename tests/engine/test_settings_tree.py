@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from amigo_local.domain.errors import InputError
+from amigo_local.engine.recipe_chain import load_chain
 from amigo_local.engine.recipe_file import find_recipe, load_recipe
 
 GOOD = """\
@@ -57,7 +58,15 @@ def test_data_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("learning_rate: 2e-4", "learning_rate: -1", 10, "train.learning_rate: found -1"),
         ("rank: 8", "rank: 8.5", 12, "train.lora.rank: found 8.5: expected `int`"),
         ("limit: 5", "limit: 0", 8, "data.sources[1].limit: found 0"),
-        ("- stdlib: all", "- limit: 3", 6, "data.sources[0]: a source names exactly one of: stdlib, jsonl"),
+        ("- stdlib: all", "- limit: 3", 6, "data.sources[0]: found limit, expected exactly one kind"),
+        (
+            "- stdlib: all",
+            "- stdlb: all",
+            6,
+            "data.sources[0]: found stdlb, expected exactly one kind; did you mean stdlib?",
+        ),
+        ("- stdlib: all", "- {stdlib: all, repo: .}", 6, "data.sources[0]: found both stdlib and repo"),
+        ("- stdlib: all", "- {stdlib: all, prompt: q}", 6, "data.sources[0].prompt: unknown key"),
         ("name: mine", "nam: mine", 1, "nam: unknown key; did you mean name?"),
         ("name: mine", "name: mine\nname: yours", 2, "name: given twice"),
         ("name: mine", "name: [", 3, "not valid YAML"),
@@ -87,9 +96,12 @@ def test_a_missing_recipe_lists_the_shipped_ones() -> None:
 
 
 def test_every_shipped_recipe_loads() -> None:
-    folder = find_recipe("demo").parent
-    for path in folder.glob("*.yaml"):
-        assert load_recipe(str(path)).recipe.name == path.stem
+    paths = sorted(find_recipe("demo").parent.glob("*.yaml"))
+    assert len(paths) == 10
+    for path in paths:
+        chain = load_chain((str(path),))
+        assert chain.name == path.stem
+        assert len(chain.stages) == (5 if path.stem in ("all", "smoke") else 1)
 
 
 @pytest.mark.parametrize("text", ["no-equals", "=3", "a..b=1", "train.epochs=[1"])
