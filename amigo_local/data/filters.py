@@ -1,101 +1,125 @@
-"""What must not be trained on: broken code, duplicates, evaluation problems, secrets and addresses."""
+"""What must not be trained on: rows of no use, broken code, secrets and addresses, evaluation problems."""
 
 from __future__ import annotations
 
-import ast
 import re
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from amigo_local.data.mined import Mined
 from amigo_local.data.pair import Pair
+from amigo_local.data.secrets import holding_secrets, holds_address
+from amigo_local.data.syntax import language_name, valid_syntax
+from amigo_local.domain.recipe import DataSettings
 
-NGRAM_WORDS = 13  # GPT-3 (Brown et al. 2020, appendix C) and most decontamination since
+if TYPE_CHECKING:
+    from amigo_local.data.decontamination import Decontamination
 
-_FENCE = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
-_WORD = re.compile(r"\w+")
+LANGUAGE = "another language"
+LICENSE = "another licence"
+EMPTY = "empty"
+SYNTAX = "code doesn't parse"
+SECRET = "holds a secret"
+ADDRESS = "holds an e-mail address"
+EVALUATION = "overlaps an evaluation"
 
-# Published shapes of credentials; each begins with a prefix that its issuer chose to be searchable.
-_SECRETS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # Amazon access key ids
-    r"|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bgithub_pat_[A-Za-z0-9_]{60,}\b"
-    r"|\bglpat-[A-Za-z0-9_-]{20,}\b"
-    r"|\bhf_[A-Za-z0-9]{30,}\b"
-    r"|\bsk-[A-Za-z0-9_-]{32,}\b"  # OpenAI, Anthropic
-    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}\b"  # Slack
-    r"|\bAIza[A-Za-z0-9_-]{35}\b"  # Google
-    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"  # JSON web tokens
-)
-_EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@([A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})\b")
-# Names that RFC 2606 and RFC 6761 reserve for examples belong to nobody.
-_RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org)|example|test|invalid|localhost)$", re.IGNORECASE)
+_LICENSE_WORD = re.compile(r"[()]|[^\s()]+")
 
 
-def filter_pairs(pairs: Iterable[Pair], evaluation_texts: Sequence[str] = ()) -> Mined:
-    """The pairs that pass every filter, in order, and how many each filter took.
+class Filters:
+    """Made once for each process; asked in batches of some thousand pairs."""
 
-    `evaluation_texts` are prompts that a model will be judged on: a pair that shares any 13 words
-    in a row with one of them is left out.
+    def __init__(self, settings: DataSettings, decontamination: Decontamination) -> None:
+        self._most_characters = settings.max_characters
+        self._languages = frozenset(map(language_name, settings.languages))
+        self._licenses = frozenset(each.strip().lower() for each in settings.licenses)
+        self._decontamination = decontamination
+        self._allowed: dict[str, bool] = {}
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Every reason, in the order in which they are applied: a pair gets the first that it meets."""
+        return (self._too_long, LANGUAGE, LICENSE, EMPTY, SYNTAX, SECRET, ADDRESS, EVALUATION)
+
+    @property
+    def _too_long(self) -> str:
+        return f"longer than {self._most_characters:,} characters"
+
+    def refusals(self, pairs: Sequence[Pair]) -> list[str | None]:
+        """One of `steps` for each pair that is left out; None: kept. Later steps see only what is left."""
+        refused = [self._by_what_it_says(pair) for pair in pairs]
+        left = [index for index, reason in enumerate(refused) if reason is None]
+        left = _mark(refused, left, SYNTAX, [not valid for valid in valid_syntax([pairs[i].completion for i in left])])
+        texts = ["\n".join((pairs[index].prompt, *pairs[index].answers)) for index in left]
+        secret = holding_secrets(texts)
+        address = [not found and holds_address(text) for text, found in zip(texts, secret, strict=True)]
+        for index, has_secret, has_address in zip(left, secret, address, strict=True):
+            refused[index] = SECRET if has_secret else ADDRESS if has_address else None
+        left = [index for index in left if refused[index] is None]
+        found = self._decontamination.found([(pairs[index].prompt, *pairs[index].answers) for index in left])
+        _mark(refused, left, EVALUATION, [bool(name) for name in found])
+        return refused
+
+    def _by_what_it_says(self, pair: Pair) -> str | None:
+        """The steps that need no look into the text."""
+        if len(pair.prompt) + sum(map(len, pair.answers)) > self._most_characters:
+            return self._too_long
+        if self._languages and pair.language and language_name(pair.language) not in self._languages:
+            return LANGUAGE
+        if self._licenses and pair.license and not self._is_allowed(pair.license):
+            return LICENSE
+        if not pair.prompt.strip() or not pair.completion.strip():
+            return EMPTY
+        return None
+
+    def _is_allowed(self, license_expression: str) -> bool:
+        if license_expression not in self._allowed:
+            self._allowed[license_expression] = allows(self._licenses, license_expression)
+        return self._allowed[license_expression]
+
+
+def _mark(refused: list[str | None], left: list[int], reason: str, hits: list[bool]) -> list[int]:
+    """Writes `reason` for the hits among `left`; gives back the others."""
+    for index, hit in zip(left, hits, strict=True):
+        if hit:
+            refused[index] = reason
+    return [index for index, hit in zip(left, hits, strict=True) if not hit]
+
+
+def allows(licenses: frozenset[str], expression: str) -> bool:
+    """Whether an SPDX expression (specification 2.3, annex D) can be met by lower-case `licenses` alone.
+
+    `MIT OR GPL-3.0-only` may be taken as either; `MIT AND X` asks for both; `X WITH exception` is X made milder.
+    An expression that can't be read allows nothing.
     """
-    forbidden = evaluation_ngrams(evaluation_texts)
-    kept: list[Pair] = []
-    reasons: Counter[str] = Counter()
-    seen: set[tuple[str, ...]] = set()
-    for pair in pairs:
-        key = (_squeezed(pair.prompt), *map(_squeezed, pair.answers))
-        reason = _refusal(pair, forbidden) or ("exact duplicate" if key in seen else None)
-        if reason is None:
-            seen.add(key)
-            kept.append(pair)
-        else:
-            reasons[reason] += 1
-    return Mined(pairs=tuple(kept), left_out=dict(reasons))
+    words = [word.lower() for word in _LICENSE_WORD.findall(expression)]
+    try:
+        allowed = _any_of(words, licenses)
+    except IndexError:
+        return False
+    return allowed and not words
 
 
-def _refusal(pair: Pair, forbidden: frozenset[str]) -> str | None:
-    texts = (pair.prompt, *pair.answers)
-    text = "\n".join(texts)
-    if not has_valid_syntax(pair.completion):
-        return "code doesn't parse"
-    if _SECRETS.search(text):
-        return "holds a secret"
-    if any(not _RESERVED.search(match[1]) for match in _EMAIL.finditer(text)):
-        return "holds an e-mail address"
-    if forbidden and any(overlaps(each, forbidden) for each in texts):
-        return "overlaps an evaluation"
-    return None
+def _any_of(words: list[str], licenses: frozenset[str]) -> bool:
+    allowed = _all_of(words, licenses)
+    while words and words[0] == "or":
+        del words[0]
+        allowed = _all_of(words, licenses) or allowed
+    return allowed
 
 
-def has_valid_syntax(completion: str) -> bool:
-    """Whether every block fenced as Python parses; text without such a block has nothing to fail."""
-    for match in _FENCE.finditer(completion):
-        if match[1].strip().lower() in ("python", "py", "python3"):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # an invalid escape in someone's string
-                    ast.parse(match[2])
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                return False
-    return True
+def _all_of(words: list[str], licenses: frozenset[str]) -> bool:
+    allowed = _one(words, licenses)
+    while words and words[0] == "and":
+        del words[0]
+        allowed = _one(words, licenses) and allowed
+    return allowed
 
 
-def overlaps(text: str, forbidden: frozenset[str]) -> bool:
-    """Whether `text` holds any of the `forbidden` 13-grams."""
-    return any(gram in forbidden for gram in _ngrams(text))
-
-
-def evaluation_ngrams(texts: Iterable[str]) -> frozenset[str]:
-    """Every 13-gram of `texts`, as `overlaps` wants them."""
-    return frozenset(gram for text in texts for gram in _ngrams(text))
-
-
-def _ngrams(text: str) -> Iterable[str]:
-    """Lower-case runs of 13 words; letters, digits and underscores make words, all else divides them."""
-    words = _WORD.findall(text.lower())
-    return (" ".join(words[start : start + NGRAM_WORDS]) for start in range(len(words) - NGRAM_WORDS + 1))
-
-
-def _squeezed(text: str) -> str:
-    return " ".join(text.split())
+def _one(words: list[str], licenses: frozenset[str]) -> bool:
+    word = words.pop(0)
+    if word == "(":
+        allowed = _any_of(words, licenses)
+        return words.pop(0) == ")" and allowed
+    if words and words[0] == "with":
+        del words[:2]
+    return word in licenses
