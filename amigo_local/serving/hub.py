@@ -1,4 +1,4 @@
-"""The Hugging Face hub: which files a repository has at one commit, pieces of them, and whole ones that resume."""
+"""The Hugging Face hub: what a model or data set has at one commit, pieces of its files, and whole ones that resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 
@@ -17,6 +17,12 @@ from amigo_local.domain.errors import AmigoError, InputError
 _HASHED_AT_ONCE = 4 << 20
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _ATTEMPTS, _WAIT_SECONDS = 5, 1.0  # after a connection that brought nothing; each wait is longer by as much
+
+RepoType = Literal["model", "dataset"]
+
+
+class NotShown(InputError):
+    """The hub doesn't show that repository: it isn't there, or is private or gated."""
 
 
 class HubUnreachable(InputError):
@@ -39,6 +45,9 @@ class HubSnapshot(msgspec.Struct, frozen=True):
     """The commit's 40 hex digits."""
     gated: bool
     files: tuple[HubFile, ...]
+    repo_type: RepoType = "model"
+    license: str = ""
+    """As its card says; empty where it doesn't."""
 
     def sizes(self) -> dict[str, int]:
         return {file.path: file.size_bytes for file in self.files}
@@ -54,24 +63,24 @@ class Hub:
             raise InputError("the hub needs its client", "pip install 'amigo-local[train]'") from error
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
 
-    def snapshot(self, repo: str, revision: str | None = None) -> HubSnapshot:
+    def snapshot(self, repo: str, revision: str | None = None, repo_type: RepoType = "model") -> HubSnapshot:
         """The newest commit of a branch, tag or commit; None: of the main branch.
 
         Raises InputError when there is none of that name, or the hub can't be reached.
         """
         from huggingface_hub import HfApi
 
-        with self._explained(repo):
-            found = HfApi(self.endpoint).model_info(
-                repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
-            )
+        api = HfApi(self.endpoint)
+        with self._explained(repo, repo_type):
+            info = api.dataset_info if repo_type == "dataset" else api.model_info
+            found = info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
         files = tuple(
             HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
             for file in found.siblings or ()
         )
         if found.sha is None:
             raise InputError(f"{self.endpoint} doesn't say which commit of {repo} it has", "check HF_ENDPOINT")
-        return HubSnapshot(repo, found.sha, bool(found.gated), files)
+        return HubSnapshot(repo, found.sha, bool(found.gated), files, repo_type, _license(found.card_data))
 
     def read(self, snapshot: HubSnapshot, path: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file. Raises InputError as `snapshot` does, and for a gate that isn't open."""
@@ -80,7 +89,7 @@ class Hub:
         if start >= stop:
             return b""
         wanted = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with self._explained(snapshot.repo):
+        with self._explained(snapshot.repo, snapshot.repo_type):
             url = self._url(snapshot, path)
             # Streamed, so that a server which ignores the range doesn't send gigabytes.
             with get_session().stream(
@@ -113,7 +122,7 @@ class Hub:
             on_bytes(file.size_bytes)
             return
         partial = target.with_name(f"{target.name}.partial")
-        with self._explained(snapshot.repo), partial.open("ab") as out:
+        with self._explained(snapshot.repo, snapshot.repo_type), partial.open("ab") as out:
             on_bytes(out.tell())
             self._receive(self._url(snapshot, file.path), out, file.size_bytes, on_bytes)
             os.fsync(out.fileno())
@@ -152,10 +161,12 @@ class Hub:
     def _url(self, snapshot: HubSnapshot, path: str) -> str:
         from huggingface_hub import hf_hub_url
 
-        return hf_hub_url(snapshot.repo, path, revision=snapshot.revision, endpoint=self.endpoint)
+        return hf_hub_url(
+            snapshot.repo, path, repo_type=snapshot.repo_type, revision=snapshot.revision, endpoint=self.endpoint
+        )
 
     @contextlib.contextmanager
-    def _explained(self, repo: str) -> Iterator[None]:
+    def _explained(self, repo: str, repo_type: RepoType) -> Iterator[None]:
         """What the client raises, as a person can act on it."""
         import httpx2
         from huggingface_hub.errors import (
@@ -168,6 +179,7 @@ class Hub:
             RevisionNotFoundError,
         )
 
+        page = f"{self.endpoint}/{'datasets/' * (repo_type == 'dataset')}{repo}"
         try:
             yield
         except HFValidationError as error:
@@ -177,14 +189,15 @@ class Hub:
                 f"{self.endpoint} isn't asked for {repo}: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
             ) from error
         except GatedRepoError as error:
-            raise InputError(
+            raise NotShown(
                 f"{repo} is gated: its licence has to be accepted before it can be fetched",
-                f"accept it at {self.endpoint}/{repo}, then: hf auth login",
+                f"accept it at {page}, then: hf auth login",
             ) from error
         except RepositoryNotFoundError as error:
-            raise InputError(
-                f"{self.endpoint} shows no repository {repo}",
-                f"check its name; if it is private or gated: {self.endpoint}/{repo}, then: hf auth login",
+            what = "data set" if repo_type == "dataset" else "repository"
+            raise NotShown(
+                f"{self.endpoint} shows no {what} {repo}",
+                f"check its name; if it is private or gated: {page}, then: hf auth login",
             ) from error
         except RevisionNotFoundError as error:
             raise InputError(f"{repo} has no such revision", "give a branch, a tag or a commit of it") from error
@@ -192,12 +205,16 @@ class Hub:
             raise InputError(f"{repo} has lost a file since it was listed", "run the same command again") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
+            if status >= 500:
+                raise HubUnreachable(f"{self.endpoint} answers {status} for {repo}", "try again later") from error
             hint = "hf auth login" if status in (401, 403) else "try again later"
             raise InputError(f"{self.endpoint} answers {status} for {repo}", hint) from error
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise HubUnreachable(
                 f"the hub at {self.endpoint} can't be reached: {error}",
-                "check the network, or give a checkpoint that is here: model.base: PATH",
+                "check the network, or give a checkpoint that is here: model.base: PATH"
+                if repo_type == "model"
+                else "check the network, or give files that are here, as jsonl, json or parquet",
             ) from error
         except httpx2.HTTPError as error:
             raise AmigoError(
@@ -214,6 +231,14 @@ def _authorization() -> dict[str, str]:
 
     token = get_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _license(card: object) -> str:
+    """A card's `license`, and `license_name` where that is \"other\"."""
+    said = getattr(card, "license", None)
+    if said == "other":
+        said = getattr(card, "license_name", None) or said
+    return said if isinstance(said, str) else ""
 
 
 def _sha256(path: Path) -> str:

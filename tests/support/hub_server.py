@@ -1,4 +1,4 @@
-"""A hub on loopback: the parts of its HTTP API that huggingface_hub 2.4 uses, over directories of checkpoints.
+"""A hub on loopback: the parts of its HTTP API that huggingface_hub 2.4 uses, over directories of checkpoints and data.
 
 As the real one does, it serves large files by a redirect to another host name (`localhost` beside 127.0.0.1), names
 the commit and the digest in headers, answers 401 for what it won't show, and says why in X-Error-Code.
@@ -18,11 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-LARGE = (".safetensors", ".model")  # what .gitattributes puts into large-file storage
+LARGE = (".safetensors", ".model", ".parquet")  # what .gitattributes puts into large-file storage
 
-_INFO = re.compile(r"/api/models/([^/]+/[^/]+?)(?:/revision/([^/]+))?")
-_RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-_CDN = re.compile(r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)")
+_INFO = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/revision/([^/]+))?")
+_RESOLVE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_CDN = re.compile(r"/cdn/((?:datasets/)?[^/]+/[^/]+)/([^/]+)/(.+)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class _Repository:
     gated: bool
     commits: dict[str, Path] = field(default_factory=dict)
     main: str = ""
+    license: str = ""
 
 
 class HubServer(ThreadingHTTPServer):
@@ -51,6 +52,7 @@ class HubServer(ThreadingHTTPServer):
         self.port = self.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.repositories: dict[str, _Repository] = {}
+        """By name; data sets by `datasets/ORG/NAME`, as in URLs."""
         self.token = "hf_accepted"
         """Opens gated repositories."""
         self.rate = 0.0
@@ -59,6 +61,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.sent_bytes: dict[str, int] = {}
         """Of bodies, by the file's name."""
+        self.is_down = False
+        """Answers 503 to everything."""
         self.damaged: set[str] = set()
         """Names of files whose first transfer has a wrong byte."""
 
@@ -69,6 +73,12 @@ class HubServer(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
+
+    def publish_set(self, name: str, directory: Path, gated: bool = False, license: str = "") -> str:
+        """The same of a data set; its card says `license`."""
+        commit = self.publish(f"datasets/{name}", directory, gated)
+        self.repositories[f"datasets/{name}"].license = license
+        return commit
 
     def publish(self, repo: str, directory: Path, gated: bool = False) -> str:
         """A new commit of that repository on main; returns its hash."""
@@ -108,42 +118,51 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(
             Request(self.command, path, self.headers.get("Range", ""), "Authorization" in self.headers)
         )
+        if self.server.is_down:
+            self._refuse(503, "", "down for maintenance")
+            return
         if match := _CDN.fullmatch(path):
             self._send_file(self.server.repositories[match[1]].commits[match[2]] / match[3])
             return
         info, resolve = _INFO.fullmatch(path), _RESOLVE.fullmatch(path)
-        match = info or resolve
-        repository = self.server.repositories.get(match[1]) if match else None
-        if match is None:
+        if info:
+            repo, revision = ("datasets/" if info[1] == "datasets" else "") + info[2], info[3] or "main"
+        elif resolve:
+            repo, revision = resolve[1], resolve[2]
+        repository = self.server.repositories.get(repo) if info or resolve else None
+        if not info and not resolve:
             self._refuse(404, "", "no such page")
         elif repository is None:
             self._refuse(401, "RepoNotFound", "Repository not found")
         else:
-            revision = match[2] or "main"
             commit = repository.main if revision == "main" else revision
             if commit not in repository.commits:
                 self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             elif info:
-                self._send_info(match[1], repository, commit)
+                self._send_info(repo, repository, commit)
             elif repository.gated and not authorized:
-                self._refuse(401, "GatedRepo", f"Access to model {match[1]} is restricted.")
-            else:
-                self._resolve(match[1], repository.commits[commit], commit, match[3])
+                self._refuse(401, "GatedRepo", f"Access to {repo} is restricted.")
+            elif resolve:
+                self._resolve(repo, repository.commits[commit], commit, resolve[3])
 
     def _send_info(self, repo: str, repository: _Repository, commit: str) -> None:
         siblings = []
-        for path in sorted(repository.commits[commit].iterdir()):
-            entry: dict[str, object] = {"rfilename": path.name, "size": path.stat().st_size, "blobId": "0" * 40}
+        directory = repository.commits[commit]
+        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+            name = path.relative_to(directory).as_posix()
+            entry: dict[str, object] = {"rfilename": name, "size": path.stat().st_size, "blobId": "0" * 40}
             if path.name.endswith(LARGE):
                 entry["lfs"] = {"sha256": _sha256(path), "size": path.stat().st_size, "pointerSize": 134}
             siblings.append(entry)
         gated = "manual" if repository.gated else False
-        body = {"id": repo, "modelId": repo, "sha": commit, "private": False, "gated": gated, "siblings": siblings}
+        repo = repo.removeprefix("datasets/")
+        body: dict[str, object] = {"id": repo, "sha": commit, "private": False, "gated": gated, "siblings": siblings}
+        body |= {"modelId": repo, "cardData": {"license": repository.license} if repository.license else None}
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repo: str, directory: Path, commit: str, name: str) -> None:
         path = directory / name
-        if not path.is_file() or path.parent != directory:
+        if not path.is_file() or ".." in name.split("/"):
             self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
         elif name.endswith(LARGE):
             size, digest = path.stat().st_size, _sha256(path)

@@ -1,0 +1,1 @@
+"""Tables: files read row by row, and what their columns mean."""
