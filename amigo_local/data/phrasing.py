@@ -60,6 +60,84 @@ def request(qualified_name: str, signature: str, paragraph: str) -> str | None:
     return phrasings[chosen]
 
 
+def described(qualified_name: str, signature: str, paragraph: str) -> str:
+    """As `request`; a paragraph that names a thing instead of an action is quoted."""
+    said = paragraph if paragraph.endswith((".", "!", "?")) else f"{paragraph}."
+    return request(qualified_name, signature, paragraph) or _one_of(
+        qualified_name,
+        (
+            f"Write a Python function `{signature}`. Its docstring says: {said}",
+            f"Implement `{signature}` in Python, documented as: {said}",
+            f"I need a Python function `{signature}`: {said}",
+        ),
+    )
+
+
+def asked_for(qualified_name: str, signature: str, paragraph: str) -> str:
+    """As `described`; where there is nothing to say, examples have to."""
+    if len(paragraph) >= 12:
+        return described(qualified_name, signature, paragraph)
+    return _one_of(
+        qualified_name,
+        (
+            f"Write a Python function `{signature}` that does what these examples show.",
+            f"I need a Python function `{signature}` that behaves like this.",
+        ),
+    )
+
+
+def in_context(qualified_name: str, asked: str, path: str, files: str) -> str:
+    """`asked` for a function of the file `path`, with the parts of `files` that there are already."""
+    return _one_of(
+        f"{qualified_name} in context",
+        (
+            f"These are parts of my project:\n\n{files}\n\n{asked}\n\nIt goes into `{path}`. Give only the function.",
+            f"{asked}\n\nIt goes into `{path}` and should use what is there already. This is what matters of the "
+            f"project:\n\n{files}\n\nAnswer with the new function alone.",
+            f"{files}\n\nThis is the code so far. {asked}\n\nThe function belongs in `{path}`; "
+            "don't repeat what exists.",
+        ),
+    )
+
+
+def with_examples(asked: str, examples: str) -> str:
+    """`asked` with a doctest session that shows what is expected."""
+    return f"{asked}\n\nExamples:\n\n```python\n{examples}\n```"
+
+
+def to_mend(qualified_name: str, code: str, error: str, about: str) -> str:
+    """A function that fails, with what it says; `about` is what it should do, or empty."""
+    block, said = f"```python\n{code}\n```", f"```\n{error}\n```"
+    purpose = f" It should do this: {about}" if about else ""
+    return _one_of(
+        f"{qualified_name} {error}",
+        (
+            f"This fails.{purpose}\n\n{block}\n\n{said}\n\nWhat is wrong, and how is it mended?",
+            f"{block}\n\nThe function above fails:\n\n{said}\n\nFind the bug and fix it.{purpose}",
+            f"I get this error:\n\n{said}\n\nHere is my code:\n\n{block}\n\n"
+            "Why, and what does the corrected function look like?",
+            f"Please debug this Python code.{purpose}\n\n{block}\n\n{said}",
+        ),
+    )
+
+
+def to_change(key: str, message: str, path: str, language: str, old: str) -> str:
+    """A commit's message as what is asked for of the old text."""
+    block = f"`{path}`:\n```{language}\n{old}\n```"
+    return _one_of(
+        key,
+        (
+            f"{message}\n\n{block}\n\nAnswer with what changes.",
+            f"{block}\n\nPlease change it as follows: {message}\n\nGive only the code that changes.",
+            f"I have this file.\n\n{block}\n\nWhat I want: {message}\n\nShow me the changed code.",
+        ),
+    )
+
+
+def _one_of(key: str, phrasings: tuple[str, ...]) -> str:
+    return phrasings[int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % len(phrasings)]
+
+
 def _imperative(word: str) -> str | None:
     """`return` for Return, Returns and return; None for what isn't a known verb."""
     word = word.lower()
@@ -73,7 +151,7 @@ def _imperative(word: str) -> str | None:
 
 def third_person(verb: str) -> str:
     """`returns`, `passes`, `tries`."""
-    if verb.endswith("ly"):  # "recursively": an adverb stays as it is
+    if verb.endswith("ly") and verb not in _VERBS:  # "recursively": an adverb stays as it is
         return verb
     if verb.endswith("y") and verb[-2:-1] not in "aeiou":
         return verb[:-1] + "ies"

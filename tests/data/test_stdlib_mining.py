@@ -8,22 +8,39 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 
-from amigo_local.data.mined import Mined
-from amigo_local.data.phrasing import clean_paragraph, request
-from amigo_local.data.sources.free_names import free_names
-from amigo_local.data.sources.standalone import ModuleSource, Refused, renamed
-from amigo_local.data.sources.stdlib import mine_stdlib
+from amigo_local.data.code.docstring_pairs import docstring_pairs
+from amigo_local.data.code.free_names import free_names
+from amigo_local.data.code.opened_tree import standard_library
+from amigo_local.data.code.standalone import ModuleSource, Refused, renamed
+from amigo_local.data.pair import Pair
+from amigo_local.data.phrasing import clean_paragraph, request, third_person
+from amigo_local.data.reading import Reading
+from amigo_local.data.sources import stdlib
+from amigo_local.domain.data_source import StdlibSource
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import AnyEvent, Progress
 
 
+class Mined(msgspec.Struct):
+    pairs: list[Pair]
+    left_out: dict[str, int]
+
+
+def mine(modules: Literal["all"] | tuple[str, ...] = "all", folder: Path | None = None) -> Mined:
+    reading = Reading(emit=lambda event: None)
+    if folder is None:
+        return Mined(list(stdlib.read(StdlibSource(stdlib=modules), reading)), dict(reading.skipped))
+    return Mined(list(docstring_pairs(standard_library(modules, folder), reading)), dict(reading.skipped))
+
+
 @pytest.fixture(scope="module")
 def mined() -> Mined:
-    return mine_stdlib("all", lambda event: None)
+    return mine()
 
 
 def code_of(completion: str) -> str:
@@ -36,7 +53,7 @@ def test_the_standard_library_gives_hundreds_of_pairs_from_many_modules(mined: M
     assert len(mined.pairs) >= 300
     assert len({pair.module for pair in mined.pairs}) >= 60
     assert {"no docstring", "stub", "dunder", "keeps state in its module"} <= set(mined.left_out)
-    assert {pair.license for pair in mined.pairs} == {"PSF-2.0"}
+    assert {(pair.license, pair.language, pair.source) for pair in mined.pairs} == {("PSF-2.0", "python", "stdlib")}
 
 
 def test_every_mined_answer_compiles_and_can_be_imported_from(mined: Mined) -> None:
@@ -98,15 +115,18 @@ def test_a_mined_function_does_what_the_library_does(mined: Mined) -> None:
 
 def test_mining_twice_gives_the_same(mined: Mined) -> None:
     modules = ("textwrap", "bisect", "statistics")
-    again = mine_stdlib(modules, lambda event: None)
+    again = mine(modules)
     assert list(again.pairs) == [pair for pair in mined.pairs if pair.module in modules]
-    assert again == mine_stdlib(modules, lambda event: None)
+    assert again == mine(modules)
 
 
 def test_hash_randomisation_changes_neither_pairs_nor_counts(mined: Mined) -> None:
     program = (
-        "import sys, msgspec; from amigo_local.data.sources.stdlib import mine_stdlib;"
-        "sys.stdout.buffer.write(msgspec.json.encode(mine_stdlib('all', lambda event: None)))"
+        "import sys, msgspec; from amigo_local.data.sources import stdlib;"
+        "from amigo_local.data.reading import Reading;"
+        "from amigo_local.domain.data_source import StdlibSource; reading = Reading(emit=lambda event: None);"
+        "pairs = list(stdlib.read(StdlibSource(stdlib='all'), reading));"
+        "sys.stdout.buffer.write(msgspec.json.encode({'pairs': pairs, 'left_out': dict(reading.skipped)}))"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": "2"}, timeout=100
@@ -126,13 +146,13 @@ def test_several_phrasings_are_used_and_no_docstring_is_repeated_in_the_function
 
 def test_progress_is_reported() -> None:
     events: list[AnyEvent] = []
-    mine_stdlib(("email",), events.append)
+    list(stdlib.read(StdlibSource(stdlib=("email",)), Reading(emit=events.append)))
     assert isinstance(events[-1], Progress) and events[-1].done == events[-1].total > 20
 
 
 def test_an_unknown_module_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(InputError, match="textwrp") as error:
-        mine_stdlib(("textwrp",), lambda event: None)
+        mine(("textwrp",))
     assert error.value.hint == "did you mean textwrap?"
 
 
@@ -165,7 +185,7 @@ def test_a_function_brings_the_imports_constants_and_helpers_it_needs_and_no_mor
             return helper(text)
         ''',
     )
-    mined = mine_stdlib("all", lambda event: None, folder)
+    mined = mine("all", folder)
     assert [code_of(pair.completion) for pair in mined.pairs] == [
         textwrap.dedent(
             """\
@@ -232,8 +252,8 @@ def test_a_function_brings_the_imports_constants_and_helpers_it_needs_and_no_mor
     ],
 )
 def test_what_makes_no_answer_is_left_out_and_counted(tmp_path: Path, text: str, reason: str) -> None:
-    mined = mine_stdlib("all", lambda event: None, library(tmp_path, queue=text))
-    assert mined.pairs == ()
+    mined = mine("all", library(tmp_path, queue=text))
+    assert mined.pairs == []
     assert mined.left_out == {reason: 1}
 
 
@@ -241,7 +261,7 @@ def test_the_same_body_under_two_names_is_taken_once(tmp_path: Path) -> None:
     body = "    a = x + 1\n    return a\n"
     one = f"def f(x):\n    'Return the next of a number.'\n{body}"
     two = f"def g(x):\n    'Return one more than that number.'\n{body}"
-    mined = mine_stdlib("all", lambda event: None, library(tmp_path, queue=one, sched=two))
+    mined = mine("all", library(tmp_path, queue=one, sched=two))
     assert [pair.name for pair in mined.pairs] == ["queue.f"]
     assert mined.left_out == {"same body as another function": 1}
 
@@ -251,7 +271,7 @@ def test_tests_and_bundled_programs_are_not_mined(tmp_path: Path) -> None:
     for folder in ("test", "idlelib", "site-packages", "email"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mod.py").write_text(text + f"  # {folder}")
-    assert [pair.name for pair in mine_stdlib("all", lambda event: None, tmp_path).pairs] == ["email.mod.f"]
+    assert [pair.name for pair in mine("all", tmp_path).pairs] == ["email.mod.f"]
 
 
 def test_free_names_follow_python_scoping() -> None:
@@ -287,6 +307,7 @@ def test_requests_read_as_a_person_would_write_them() -> None:
     assert len(asked) == 7
     assert request("a", "f(x)", "Tries to open x") == request("a", "f(x)", "Try to open x.")
     assert request("a", "f(x)", "The sum of x.") is None
+    assert {third_person("apply"), third_person("multiply")} == {"applies", "multiplies"}
 
 
 def test_markup_is_made_plain() -> None:

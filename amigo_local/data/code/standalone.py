@@ -8,16 +8,20 @@ import itertools
 import keyword
 import re
 import tokenize
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeVar, cast
 
 import msgspec
 
-from amigo_local.data.sources.free_names import BUILTINS, free_names, rebinds_globals
+from amigo_local.data.code.free_names import BUILTINS, free_names, rebinds_globals
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 # Only there on Windows: code that imports them can't be run where most people would try it.
 _WINDOWS_ONLY = frozenset({"msvcrt", "nt", "winreg", "winsound"})
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -43,9 +47,11 @@ class ModuleSource:
         self._bindings: dict[str, list[_Binding]] = {}
         self._tree = ast.parse(text)
         self._has_global = "global" in text
-        self.functions = [node for node in self._tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        self._kept: dict[object, object] = {}
+        self.statements = self._tree.body
+        self.functions = [node for node in self._tree.body if isinstance(node, Function)]
         self.method_count = sum(
-            isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+            isinstance(item, Function)
             for node in self._tree.body
             if isinstance(node, ast.ClassDef)
             for item in node.body
@@ -54,7 +60,7 @@ class ModuleSource:
             self._bind(node)
 
     @cached_property
-    def _unsettled(self) -> set[str]:
+    def unsettled(self) -> set[str]:
         """Names that a function rebinds, or that are bound under an `if` or a `try`: they have no one value to copy."""
         names: set[str] = set()
         if self._has_global:
@@ -64,13 +70,13 @@ class ModuleSource:
                 names |= _names_bound_in(node)
         return names
 
-    def code_of(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    def code_of(self, function: Function) -> str:
         """The function without its docstring, after the imports, constants and helpers it needs.
 
         Raises Refused when it depends on something that can't be copied: state, a private or
         relative import, a name of unknown origin.
         """
-        body = self._text(function, without_docstring=True)
+        body = self._text(function, without_docstring=ast.get_docstring(function) is not None)
         try:
             if rebinds_globals(body):
                 raise Refused("keeps state in its module")
@@ -90,9 +96,50 @@ class ModuleSource:
                     wanted.extend(sorted(free_names(binding.text)))
         return _join(sorted(chosen.values(), key=lambda binding: (binding.line, binding.text)))
 
+    def closure_of(self, node: Function | ast.ClassDef) -> tuple[str, tuple[str, ...]]:
+        """A definition with what it needs of its module but imports, and the names that imports must bind for it.
+
+        Raises Refused as `code_of` does.
+        """
+        chosen: dict[int, str] = {}
+        imported: set[str] = set()
+        wanted, seen = [node.name], set()
+        while wanted:
+            name = wanted.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            found = self._bindings.get(name, [])
+            if len(found) != 1 or name in self.unsettled:
+                raise Refused("needs names from elsewhere")
+            if found[0].is_import:
+                imported.add(name)
+            elif found[0].line not in chosen:
+                if rebinds_globals(found[0].text):
+                    raise Refused("keeps state in its module")
+                chosen[found[0].line] = found[0].text
+                wanted.extend(sorted(free_names(found[0].text)))
+        return "\n\n\n".join(chosen[line] for line in sorted(chosen)), tuple(sorted(imported))
+
+    def body_of(self, function: Function, decorated: bool = True) -> str:
+        """The function alone, without its docstring. Raises Refused when they share a line."""
+        text = self._text(function, without_docstring=True)
+        first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+        return text if decorated else "\n".join(text.split("\n")[function.lineno - first :])
+
+    def text_of(self, node: ast.stmt) -> str:
+        """Source lines of a top-level statement, comments included."""
+        return self._text(node)
+
+    def kept(self, made: Callable[[ModuleSource], T]) -> T:
+        """`made` of this module, made once."""
+        if made not in self._kept:
+            self._kept[made] = made(self)
+        return cast(T, self._kept[made])
+
     def _resolve(self, name: str) -> list[_Binding]:
         found = self._bindings.get(name, [])
-        if not found or name in self._unsettled:
+        if not found or name in self.unsettled:
             raise Refused("needs names from elsewhere")
         if len(found) > 1 and not all(binding.is_import for binding in found):
             raise Refused("needs names from elsewhere")
@@ -131,7 +178,7 @@ class ModuleSource:
         first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
         last = node.end_lineno or node.lineno
         skipped: set[int] = set()
-        if without_docstring and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if without_docstring and isinstance(node, Function):
             docstring = node.body[0]
             following = node.body[1].lineno
             if isinstance(node.body[1], Definition) and node.body[1].decorator_list:
@@ -190,7 +237,7 @@ def _join(bindings: list[_Binding]) -> str:
     return text
 
 
-def body_key(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+def body_key(function: Function) -> str:
     """Equal for two functions whose bodies do the same statements, whatever their names and docstrings."""
     return "\n".join(ast.dump(statement) for statement in function.body[1:])
 
