@@ -1,20 +1,26 @@
-"""`chat` without --prompt: reads lines, keeps each side's history, runs the chat stage per turn."""
+"""`chat` without --prompt: reads lines, keeps each side's history, runs the chat stage per turn, and takes votes."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 
 import click
 import msgspec
 
+from amigo_local.cli.voting import Ballot
 from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, InputError
 from amigo_local.domain.events import Record, TokenGenerated
 from amigo_local.domain.generation import Message
 from amigo_local.engine.contract import Params
 from amigo_local.engine.runner import Runner
 
+History = tuple[tuple[Message, ...], ...]
+"""Earlier turns of each side."""
 
-def converse(runner: Runner, params: Params) -> int:
+
+def converse(runner: Runner, params: Params, clock: Callable[[], float] = time.time) -> int:
     """Until an empty line, end of input or Ctrl-C; returns the exit code."""
     if not sys.stdin.isatty():
         text = sys.stdin.read().strip()
@@ -30,7 +36,8 @@ def converse(runner: Runner, params: Params) -> int:
         show(record)
 
     runner.on_record = listen
-    history: tuple[tuple[Message, ...], ...] = ()
+    history: History = ()
+    ballot = Ballot(runner.workspace.root, tuple(getattr(params, "ref", ())), clock)
     click.echo("An empty line or Ctrl-D ends the conversation.", err=True)
     while True:
         try:
@@ -39,18 +46,28 @@ def converse(runner: Runner, params: Params) -> int:
             return EXIT_DONE
         if not prompt:
             return EXIT_DONE
+        if (said := ballot.hear(prompt)) is not None:
+            click.echo(said, err=True)
+            continue
         answers.clear()
+        ballot.close()
         code = runner.run("chat", msgspec.structs.replace(params, prompt=prompt, history=history)).exit_code
         if code == EXIT_CANCELLED:
             runner.reset()  # Ctrl-C ends the answer, not the conversation
         elif code != EXIT_DONE:
             return code
-        sides = max(answers, default=-1) + 1
-        history = tuple(
-            (
-                *(history[side] if side < len(history) else ()),
-                Message("user", prompt),
-                Message("assistant", "".join(answers.get(side, []))),
-            )
-            for side in range(sides)
+        texts = tuple("".join(answers.get(side, [])) for side in range(max(answers, default=-1) + 1))
+        if code == EXIT_DONE and (how := ballot.open(prompt, texts, history)):
+            click.echo(how, err=True)
+        history = _continued(history, prompt, texts)
+
+
+def _continued(history: History, prompt: str, texts: tuple[str, ...]) -> History:
+    return tuple(
+        (
+            *(history[side] if side < len(history) else ()),
+            Message("user", prompt),
+            Message("assistant", text),
         )
+        for side, text in enumerate(texts)
+    )

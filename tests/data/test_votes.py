@@ -1,0 +1,115 @@
+"""Votes are kept whatever happens to the program, and the last word on two answers counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from amigo_local.data.preferences import Preference
+from amigo_local.data.reading import Reading
+from amigo_local.data.source_files import file_of
+from amigo_local.data.votes import VOTES_FILE, Vote, append_vote, read_votes
+from amigo_local.domain.data_source import VotesSource
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import Note
+from amigo_local.domain.generation import Message
+
+MINE = VotesSource(votes="mine")
+
+
+def vote(prompt: str = "p", chosen: str = "a", rejected: str = "b", **changes: object) -> Vote:
+    made = Vote(time=1.5, prompt=prompt, chosen=chosen, rejected=rejected, chosen_model="new", rejected_model="old")
+    return msgspec.structs.replace(made, **changes)
+
+
+def read(home: Path, source: VotesSource = MINE) -> tuple[list[Preference], Reading]:
+    reading = Reading(emit=lambda event: None, home=home)
+    return list(file_of(source).read(source, reading)), reading  # type: ignore[arg-type]
+
+
+def test_a_vote_becomes_a_pair(tmp_path: Path) -> None:
+    append_vote(tmp_path, vote())
+    pairs, reading = read(tmp_path)
+    assert pairs == [Preference(prompt="p", completion="a", rejected="b", source="votes", name="new over old, line 1")]
+    assert (reading.rows, dict(reading.skipped)) == (1, {})
+    assert (tmp_path / VOTES_FILE).read_text() == (
+        '{"time":1.5,"prompt":"p","chosen":"a","rejected":"b","chosen_model":"new","rejected_model":"old"}\n'
+    )
+
+
+def test_the_later_vote_on_the_same_answers_wins_and_the_contradiction_is_counted(tmp_path: Path) -> None:
+    for each in (vote(), vote(chosen="b", rejected="a"), vote("q"), vote("q"), vote("p", "a", "c")):
+        append_vote(tmp_path, each)
+    pairs, reading = read(tmp_path)
+    assert [(pair.prompt, pair.completion, pair.rejected) for pair in pairs] == [
+        ("p", "b", "a"),
+        ("q", "a", "b"),
+        ("p", "a", "c"),
+    ]
+    assert dict(reading.skipped) == {"contradicts a later vote": 1, "voted twice": 1}
+    assert reading.places == {"contradicts a later vote": ["votes.jsonl:1"], "voted twice": ["votes.jsonl:3"]}
+
+
+def test_what_is_taken_back_or_says_nothing_is_left_out(tmp_path: Path) -> None:
+    append_vote(tmp_path, vote())
+    append_vote(tmp_path, vote(withdrawn=True))
+    append_vote(tmp_path, vote("q", "same", " same\n"))
+    append_vote(tmp_path, vote("r", history=(Message("user", "hi"), Message("assistant", "ho"))))
+    append_vote(tmp_path, vote("s", "", "b"))
+    append_vote(tmp_path, vote("t"))
+    append_vote(tmp_path, vote("t", withdrawn=True))
+    append_vote(tmp_path, vote("t", "b", "a"))
+    pairs, reading = read(tmp_path)
+    assert [(pair.prompt, pair.completion) for pair in pairs] == [("t", "b")]
+    assert dict(reading.skipped) == {
+        "taken back": 1,
+        "both answers are the same": 1,
+        "in the middle of a conversation: it depends on what was said before": 1,
+        "empty request or answer": 1,
+    }
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_torn_line_spoils_no_other(tmp_path: Path, cut: int) -> None:
+    append_vote(tmp_path, vote("first"))
+    append_vote(tmp_path, vote("torn"))
+    path = tmp_path / VOTES_FILE
+    path.write_bytes(path.read_bytes()[:-cut])
+    append_vote(tmp_path, vote("last"))
+    pairs, reading = read(tmp_path)
+    whole = cut == 1  # only the newline was lost
+    assert [pair.prompt for pair in pairs] == ["first", *(["torn"] if whole else []), "last"]
+    assert reading.places == ({} if whole else {"line is no vote": ["votes.jsonl:2"]})
+
+
+def test_corrupt_lines_are_named(tmp_path: Path) -> None:
+    append_vote(tmp_path, vote())
+    with (tmp_path / VOTES_FILE).open("ab") as file:
+        file.write(b'{"prompt": 3}\n\n\xff\xfe\n[]\n')
+    votes, corrupt = read_votes(tmp_path / VOTES_FILE)
+    assert ([number for number, _ in votes], corrupt) == ([1], [2, 4, 5])
+    assert file_of(MINE).look(MINE, Reading(emit=lambda event: None, home=tmp_path)).problem == "3 lines are no votes"
+
+
+def test_without_votes_a_recipe_that_asks_for_mine_goes_on_and_a_named_file_stops(tmp_path: Path) -> None:
+    events: list[object] = []
+    reading = Reading(emit=events.append, home=tmp_path)
+    assert list(file_of(MINE).read(MINE, reading)) == []
+    assert [event.text for event in events if isinstance(event, Note)] == ["no votes of yours yet"]
+    named = VotesSource(votes=str(tmp_path / "theirs.jsonl"))
+    with pytest.raises(InputError, match=r"no votes at .*theirs\.jsonl") as missing:
+        read(tmp_path, named)
+    assert ":1 or :2" in missing.value.hint
+    (tmp_path / "theirs.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="no line is a vote"):
+        read(tmp_path, named)
+    assert not file_of(named).look(VotesSource(votes="/nowhere/v.jsonl"), reading).reachable
+
+
+def test_a_home_that_cant_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(InputError, match=r"can't be written to .*votes\.jsonl") as refused:
+        append_vote(tmp_path / "home", vote())
+    assert "--home" in refused.value.hint
