@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import psutil
 
 from amigo_local.domain.errors import InputError
@@ -28,8 +30,25 @@ from amigo_local.serving.llama_session import LlamaSession
 from amigo_local.serving.templates import choose_template
 
 
+class AdaptedModel(msgspec.Struct, frozen=True):
+    """A base with an adapter that llama.cpp applies while it runs."""
+
+    gguf: Path
+    adapter: Path
+    """LoRA as a GGUF, for this very base."""
+    definition: Modelfile = Modelfile()
+    """The base's, so that the two are asked in the same way."""
+
+
+class _Loadable(NamedTuple):
+    gguf: Path
+    adapter: Path | None
+    definition: Modelfile
+
+
 class EmbeddedBackend:
-    """A ChatBackend. A model is the path of a GGUF file, or a tag that `find` knows; one is loaded at a time.
+    """A ChatBackend. A model is a name in `adapters`, the path of a GGUF file, or a tag that `find` knows; one is
+    loaded at a time.
 
     The prompt comes from the GGUF's own chat template, else from its family's in `modelfiles/`; a
     definition's system, turns and stops apply as in Ollama, and its other parameters don't.
@@ -39,18 +58,19 @@ class EmbeddedBackend:
         self,
         find: Callable[[str], LibraryEntry],
         *,
+        adapters: Mapping[str, AdaptedModel] = {},
         threads: int | None = None,
         gpu_layers: int | None = None,
     ) -> None:
         """`threads`: None takes the physical cores but one: they wait by spinning, and on a core that is
         busy with something else, every token waits for it. `gpu_layers`: None puts on a graphics card what fits."""
         self.name = f"embedded llama.cpp (llama-cpp-python {llama_cpp.__version__})"
-        self._find = find
+        self._find, self._adapters = find, adapters
         self._threads = threads or max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 1) - 1)
         self._gpu_layers = gpu_layers
         self._session: LlamaSession | None = None
-        self._loaded: tuple[Path, int] | None = None
-        """Path and asked context length of the session."""
+        self._loaded: tuple[Path, Path | None, int] | None = None
+        """GGUF, adapter and asked context length of the session."""
 
     def generate(
         self,
@@ -60,11 +80,11 @@ class EmbeddedBackend:
         on_text: Callable[[str], None],
     ) -> Answer:
         """Streams an answer. Raises InputError when the model can't be loaded or the prompt is too long for it."""
-        path, definition = self._resolve(model)
+        wanted = self._resolve(model)
         started = time.perf_counter()
-        session = self._open(path, options.context_length)
+        session = self._open(wanted, options.context_length)
         loaded = time.perf_counter()
-        prompt, stops = self._prompt(session, definition, messages)
+        prompt, stops = self._prompt(session, wanted.definition, messages)
         if len(prompt) >= session.context_length:
             raise InputError(
                 f"the prompt has {len(prompt)} tokens; {model} is loaded with a context of {session.context_length}",
@@ -98,14 +118,15 @@ class EmbeddedBackend:
 
     def count_tokens(self, model: str, text: str) -> int:
         """Tokens of plain text (none added) in that model's vocabulary; loads the model when it isn't."""
-        path, _ = self._resolve(model)
-        if self._session is None or self._loaded is None or self._loaded[0] != path:
-            self._open(path, GenerationOptions().context_length)
+        wanted = self._resolve(model)
+        if self._session is None or self._loaded is None or self._loaded[0] != wanted.gguf:  # whatever the adapter
+            self._open(wanted, GenerationOptions().context_length)
         assert self._session is not None
         return len(self._session.tokenize(text, add_special=False))
 
     def unload(self, model: str) -> None:
-        if self._loaded and self._loaded[0] == self._resolve(model)[0]:
+        wanted = self._resolve(model)
+        if self._loaded and self._loaded[:2] == (wanted.gguf, wanted.adapter):
             self.close()
 
     def close(self) -> None:
@@ -114,18 +135,23 @@ class EmbeddedBackend:
             self._session.close()
         self._session = self._loaded = None
 
-    def _resolve(self, model: str) -> tuple[Path, Modelfile]:
+    def _resolve(self, model: str) -> _Loadable:
+        if adapted := self._adapters.get(model):
+            return _Loadable(adapted.gguf, adapted.adapter, adapted.definition)
         # Ollama's blobs are named by their digest; no tag is an absolute path.
         if model.lower().endswith(".gguf") or Path(model).is_absolute():
-            return Path(model).resolve(), Modelfile()
+            return _Loadable(Path(model).absolute(), None, Modelfile())
         entry = self._find(model)
-        return entry.usable_gguf(), entry.definition
+        return _Loadable(entry.usable_gguf(), None, entry.definition)
 
-    def _open(self, path: Path, context_length: int) -> LlamaSession:
-        if self._session is None or self._loaded != (path, context_length):
+    def _open(self, wanted: _Loadable, context_length: int) -> LlamaSession:
+        key = wanted.gguf, wanted.adapter, context_length
+        if self._session is None or self._loaded != key:
             self.close()
-            self._session = LlamaSession(path, context_length, self._threads, self._gpu_layers)
-            self._loaded = path, context_length
+            self._session = LlamaSession(
+                wanted.gguf, context_length, self._threads, self._gpu_layers, adapter=wanted.adapter
+            )
+            self._loaded = key
         return self._session
 
     def _prompt(

@@ -53,42 +53,72 @@ class _ErrorLines:
 class LlamaSession:
     """A loaded model with one context. The weights are mapped from the file, not copied."""
 
-    def __init__(self, gguf_path: Path, context_length: int, threads: int, gpu_layers: int | None = None) -> None:
+    def __init__(
+        self,
+        gguf_path: Path,
+        context_length: int,
+        threads: int,
+        gpu_layers: int | None = None,
+        adapter: Path | None = None,
+    ) -> None:
         """`context_length` is cut to what the model was trained with. `gpu_layers`: None puts as many layers on a
-        graphics card as fit. Raises InputError when llama.cpp can't load the file."""
+        graphics card as fit. `adapter`: a LoRA GGUF that is applied to every token. Raises InputError when llama.cpp
+        can't load a file, or the adapter is another base's."""
         self._model: Any = None
+        self._adapter: Any = None
         self._context: Any = None
-        _check_magic(gguf_path)
+        for path in (gguf_path, adapter):
+            if path is not None:
+                _check_magic(path)
         llama_cpp.llama_backend_init()
         if not llama_cpp.llama_supports_gpu_offload():
             tries: tuple[int, ...] = (0,)
         else:
             tries = _GPU_LAYERS if gpu_layers is None else (gpu_layers,)
-        with _ErrorLines() as log:
-            for layers in tries:
-                if self._open(gguf_path, context_length, threads, layers):
-                    break
+        for layers in tries:
+            try:
+                with _ErrorLines() as log:
+                    self._load(gguf_path, layers, adapter, log)
+                    self._make_context(gguf_path, context_length, threads, log)
+                break
+            except InputError:
                 self.close()
-            else:
-                raise InputError(f"llama.cpp can't load {gguf_path}: {log.first}", "make or download the file again")
+                if layers == tries[-1]:  # of several tries the one whose reason can't be a full card
+                    raise
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.context_length = int(llama_cpp.llama_n_ctx(self._context))
 
-    def _open(self, gguf_path: Path, context_length: int, threads: int, gpu_layers: int) -> bool:
-        model = llama_cpp.llama_model_default_params()
-        model.n_gpu_layers = gpu_layers
-        model.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
-        self._model = llama_cpp.llama_model_load_from_file(str(gguf_path).encode(), model)
+    def _load(self, gguf_path: Path, gpu_layers: int, adapter: Path | None, log: _ErrorLines) -> None:
+        settings = llama_cpp.llama_model_default_params()
+        settings.n_gpu_layers = gpu_layers
+        settings.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
+        self._model = llama_cpp.llama_model_load_from_file(str(gguf_path).encode(), settings)
         if not self._model:
-            return False
-        context = llama_cpp.llama_context_default_params()
-        context.n_ctx = min(context_length, llama_cpp.llama_model_n_ctx_train(self._model))
-        context.n_batch = context.n_ubatch = _BATCH_TOKENS
-        context.n_threads = context.n_threads_batch = threads
+            raise _unloadable(gguf_path, log)
+        if adapter is None:
+            return
+        # A context reserves room for the adapters that its model has by then. The model frees them.
+        self._adapter = llama_cpp.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not self._adapter:
+            raise InputError(
+                f"llama.cpp can't apply the adapter {adapter} to {gguf_path}: {log.first}",
+                "give the base that the adapter was trained on, or write the adapter again",
+            )
+
+    def _make_context(self, gguf_path: Path, context_length: int, threads: int, log: _ErrorLines) -> None:
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = min(context_length, llama_cpp.llama_model_n_ctx_train(self._model))
+        settings.n_batch = settings.n_ubatch = _BATCH_TOKENS
+        settings.n_threads = settings.n_threads_batch = threads
         # Sliding-window layers keep only their window: Gemma 3's cache is a fifth of the full one.
-        context.swa_full = False
-        self._context = llama_cpp.llama_init_from_model(self._model, context)
-        return bool(self._context)
+        settings.swa_full = False
+        self._context = llama_cpp.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise _unloadable(gguf_path, log)
+        if self._adapter:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+            if llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0)):
+                raise _unloadable(gguf_path, log)
 
     def close(self) -> None:
         """Frees the memory; safe to call twice."""
@@ -96,7 +126,7 @@ class LlamaSession:
             llama_cpp.llama_free(self._context)
         if self._model:
             llama_cpp.llama_model_free(self._model)
-        self._context = self._model = None
+        self._context = self._adapter = self._model = None
 
     def metadata(self, key: str) -> str:
         """A scalar or string of the GGUF as text; empty when absent."""
@@ -192,6 +222,10 @@ class LlamaSession:
 
     def _token_text(self, token: int) -> str:
         return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
+
+
+def _unloadable(gguf_path: Path, log: _ErrorLines) -> InputError:
+    return InputError(f"llama.cpp can't load {gguf_path}: {log.first}", "make or download the file again")
 
 
 def _check_magic(gguf_path: Path) -> None:
