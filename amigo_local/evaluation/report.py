@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.events import Column, Table
 from amigo_local.domain.units import format_seconds, format_size
+from amigo_local.evaluation.progress import Change, compare, told
 from amigo_local.evaluation.results import EvaluationResult, Judged, SuiteResult
 from amigo_local.evaluation.statistics import PairedTest
 
@@ -52,6 +53,8 @@ def report_text(
     lines += ["", *findings(result), ""]
     for table in result.tables():
         lines += [f"## {table.title}", "", *_markdown(table), ""]
+    if changes := _changes(result):
+        lines += ["## What moved", "", *_markdown(_changes_table(changes, result.labels)), ""]
     if sizes:
         lines += ["## Sizes", "", *_markdown(_sizes_table(sizes)), ""]
     if places:
@@ -72,6 +75,8 @@ def findings(result: EvaluationResult) -> list[str]:
     before, after = result.labels
     sentences = []
     for suite in result.suites:
+        if not suite.is_plain:
+            continue
         first, second = (suite.directness(side) for side in (0, 1))
         counts = [round(found.at_once.share * found.answers) for found in (first, second)]
         sentences.append(
@@ -82,12 +87,37 @@ def findings(result: EvaluationResult) -> list[str]:
         )
         passed, test = [suite.passed(side) for side in (0, 1)], suite.passed_test()
         if test and passed[0] and passed[1]:
-            total = len(suite.prompts)
+            total = len(suite.verdicts(0))
             sentences.append(
                 f"- {suite.name}: {after} passes {round(passed[1].share * total)} of {total} problems, "
                 f"{before} {round(passed[0].share * total)} ({_significance(test)})."
             )
+    skills = [change for change in _changes(result) if change.name in ("context", "debugging", "reasoning")]
+    for change in skills:
+        sentences.append(
+            f"- {change.name}: {after} {told(change.after)}, {before} {told(change.before, short=True)}"
+            f" ({change.evidence})."
+        )
     return sentences
+
+
+def _changes(result: EvaluationResult) -> tuple[Change, ...]:
+    return compare(result, result, (0, 1)) if len(result.models) == 2 else ()
+
+
+def _changes_table(changes: Sequence[Change], labels: Sequence[str]) -> Table:
+    columns = (
+        Column("metric"),
+        *(Column(label) for label in labels),
+        Column("better on", "count"),
+        Column("worse on", "count"),
+        Column("p"),
+    )
+    rows: list[tuple[Figure, ...]] = []
+    for change in changes:
+        sides = (told(change.before), told(change.after))
+        rows.append((change.name, *sides, change.better, change.worse, f"{change.p_value:.2g}"))
+    return Table("What moved", columns, tuple(rows))
 
 
 def _significance(test: PairedTest) -> str:
@@ -95,20 +125,31 @@ def _significance(test: PairedTest) -> str:
 
 
 def _examples(result: EvaluationResult) -> list[tuple[SuiteResult, int]]:
-    """Evenly spread over the first suite's prompts: nobody picked them."""
+    """Evenly spread over the first suite's prompts, and two of each skill's: nobody picked them."""
     if not result.suites:
         return []
-    suite = result.suites[0]
-    count = min(EXAMPLES, len(suite.prompts))
-    return [(suite, index * len(suite.prompts) // count) for index in range(count)]
+    first = result.suites[0]
+    count = min(EXAMPLES, len(first.prompts))
+    examples = [(first, index * len(first.prompts) // count) for index in range(count)]
+    for suite in result.suites[1:]:
+        if not suite.is_plain:  # a quarter in and a quarter from the end: of reasoning a hard one and an easy one
+            count = len(suite.prompts)
+            examples += [(suite, index) for index in sorted({(count - 1) // 4, count * 3 // 4})]
+    return examples
 
 
 def _said(answer: Judged) -> str:
     tokens = answer.opening.tokens_before_code
     opening = "no code" if tokens is None else f"{tokens} tokens before code"
     opening = "code at once" if answer.opening.at_once else opening
-    verdict = "" if answer.passed is None else ", passed" if answer.passed else ", failed"
-    return f"{opening}{verdict}, {answer.answer_tokens} tokens"
+    found = "" if answer.passed is None else ", passed" if answer.passed else ", failed"
+    if answer.names_share is not None:
+        found += f", {answer.names_share:.0%} of the supplied names used"
+    if answer.unchanged:
+        found += ", the bug as it was"
+    if answer.chain is not None:
+        found += ", thinks first" if answer.chain else ", direct"
+    return f"{opening}{found}, {answer.answer_tokens} tokens"
 
 
 def _fenced(text: str) -> list[str]:

@@ -11,7 +11,12 @@ import msgspec
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.events import Column, Table
 from amigo_local.evaluation.directness import Directness, Opening, directness_of
+from amigo_local.evaluation.skill_tables import percent_range, skill_figures, skill_table
+from amigo_local.evaluation.skills import ContextUse, Fixes, Selectivity, context_use, fixes, selectivity
 from amigo_local.evaluation.statistics import Interval, PairedTest, mcnemar, sign_test, wilson
+
+ADAPTED = " + adapter"
+"""Ends the name of a model that is asked with an adapter over it."""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -28,6 +33,12 @@ class Judged(msgspec.Struct, frozen=True):
     passed: bool | None = None
     """Verdict of the sandbox; None where nothing was run."""
     verdict: str = ""
+    names_share: float | None = None
+    """Share of the supplied names that the answer uses; None where the request supplies none."""
+    unchanged: bool | None = None
+    """Whether a bug was given back as it was; None where none was to mend."""
+    chain: bool | None = None
+    """Whether it thinks at length first; None where that isn't asked."""
 
 
 class SuiteResult(msgspec.Struct, frozen=True):
@@ -38,14 +49,40 @@ class SuiteResult(msgspec.Struct, frozen=True):
     prompts: tuple[str, ...]
     answers: tuple[tuple[Judged, ...], ...]
     """(models, prompts)"""
+    hard: tuple[bool | None, ...] = ()
+    """(prompts,) whether the problem needs thought, in the reasoning suite."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for code and nothing else: then how directly that comes is of interest."""
+        return self.name in ("directness", "humaneval")
 
     def directness(self, side: int) -> Directness:
         return directness_of([judged.opening for judged in self.answers[side]])
 
     def passed(self, side: int) -> Interval | None:
         """Pass@1, one greedy answer for each problem; None where nothing was run."""
-        verdicts = [judged.passed for judged in self.answers[side] if judged.passed is not None]
+        verdicts = self.verdicts(side)
         return wilson(sum(verdicts), len(verdicts)) if verdicts else None
+
+    def verdicts(self, side: int) -> list[bool]:
+        """Of the prompts whose answers were run, in order: the same prompts on every side."""
+        return [judged.passed for judged in self.answers[side] if judged.passed is not None]
+
+    def context_use(self, side: int) -> ContextUse | None:
+        shares = [judged.names_share for judged in self.answers[side] if judged.names_share is not None]
+        return context_use(shares) if shares else None
+
+    def fixes(self, side: int) -> Fixes | None:
+        bugs = [judged for judged in self.answers[side] if judged.unchanged is not None]
+        return fixes([bool(bug.passed) for bug in bugs], [bool(bug.unchanged) for bug in bugs]) if bugs else None
+
+    def selectivity(self, side: int) -> Selectivity | None:
+        if self.name != "reasoning":
+            return None
+        answers = self.answers[side]
+        chains, passed = [bool(answer.chain) for answer in answers], [answer.passed for answer in answers]
+        return selectivity([bool(hard) for hard in self.hard], chains, passed)
 
     def at_once_test(self) -> PairedTest:
         first, second = ([judged.opening.at_once for judged in side] for side in self.answers[:2])
@@ -70,8 +107,7 @@ class SuiteResult(msgspec.Struct, frozen=True):
     def passed_test(self) -> PairedTest | None:
         if self.passed(0) is None or len(self.answers) < 2:
             return None
-        first, second = ([bool(judged.passed) for judged in side] for side in self.answers[:2])
-        return mcnemar(first, second)
+        return mcnemar(self.verdicts(0), self.verdicts(1))
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -94,7 +130,11 @@ class EvaluationResult(msgspec.Struct, frozen=True):
     suites: tuple[SuiteResult, ...]
 
     def speed(self, side: int) -> Speed:
-        judged = [answer for suite in self.suites for answer in suite.answers[side]]
+        # A request that two suites have in common was asked once.
+        once: dict[str, Judged] = {}
+        for suite in self.suites:
+            once |= dict(zip(suite.prompts, suite.answers[side], strict=True))
+        judged = list(once.values())
         seconds = sum(answer.answer_seconds for answer in judged)
         tokens = sum(answer.answer_tokens for answer in judged)
         load = max((answer.load_seconds for answer in judged), default=0.0)
@@ -108,20 +148,14 @@ class EvaluationResult(msgspec.Struct, frozen=True):
             figures[f"{label}.tokens_per_second"] = round(speed.tokens_per_second, 2)
             figures[f"{label}.load_seconds"] = round(speed.load_seconds, 3)
             for suite in self.suites:
-                found = suite.directness(side)
                 key = f"{suite.name}.{label}"
-                figures[f"{key}.at_once_share"] = found.at_once.share
-                figures[f"{key}.only_code_share"] = found.only_code.share
-                figures[f"{key}.cut_share"] = suite.cut_share(side)
-                figures[f"{key}.median_answer_tokens"] = suite.median_answer_tokens(side)
-                figures[f"{key}.with_code_share"] = found.with_code.share
-                figures[f"{key}.median_tokens_before_code"] = found.median_tokens_before_code
-                figures[f"{key}.mean_tokens_before_code"] = found.mean_tokens_before_code
-                if (passed := suite.passed(side)) is not None:
-                    figures[f"{key}.pass_at_1"] = passed.share
-                    figures[f"{key}.pass_at_1_low"], figures[f"{key}.pass_at_1_high"] = passed.low, passed.high
+                own = self._plain_figures(suite, side) if suite.is_plain else skill_figures(suite, side)
+                own |= {"cut_share": suite.cut_share(side), "median_answer_tokens": suite.median_answer_tokens(side)}
+                figures |= {f"{key}.{name}": value for name, value in own.items()}
         if len(self.models) > 1:
             for suite in self.suites:
+                if not suite.is_plain:
+                    continue
                 figures[f"{suite.name}.at_once_p_value"] = suite.at_once_test().p_value
                 figures[f"{suite.name}.only_code_p_value"] = suite.only_code_test().p_value
                 figures[f"{suite.name}.tokens_before_code_p_value"] = suite.tokens_test().p_value
@@ -129,10 +163,25 @@ class EvaluationResult(msgspec.Struct, frozen=True):
                     figures[f"{suite.name}.pass_at_1_p_value"] = test.p_value
         return figures
 
+    def _plain_figures(self, suite: SuiteResult, side: int) -> dict[str, Figure]:
+        found = suite.directness(side)
+        figures: dict[str, Figure] = {
+            "at_once_share": found.at_once.share,
+            "only_code_share": found.only_code.share,
+            "with_code_share": found.with_code.share,
+            "median_tokens_before_code": found.median_tokens_before_code,
+            "mean_tokens_before_code": found.mean_tokens_before_code,
+        }
+        if (passed := suite.passed(side)) is not None:
+            figures |= {"pass_at_1": passed.share, "pass_at_1_low": passed.low, "pass_at_1_high": passed.high}
+        return figures
+
     def tables(self) -> tuple[Table, ...]:
-        """Directness of each suite, correctness where it was measured, speed."""
-        tables = [self._directness_table(suite) for suite in self.suites]
-        tables += [self._correctness_table(suite) for suite in self.suites if suite.passed(0) is not None]
+        """Directness, correctness where it was measured, the skills, speed."""
+        plain = [suite for suite in self.suites if suite.is_plain]
+        tables = [self._directness_table(suite) for suite in plain]
+        tables += [self._correctness_table(suite) for suite in plain if suite.passed(0) is not None]
+        tables += [table for suite in self.suites if (table := skill_table(suite, self.labels))]
         return (*tables, self._speed_table())
 
     def _directness_table(self, suite: SuiteResult) -> Table:
@@ -177,7 +226,7 @@ class EvaluationResult(msgspec.Struct, frozen=True):
             before = [judged.opening.tokens_before_code for judged in right]
             known = [tokens for tokens in before if tokens is not None]
             median = float(statistics.median(known)) if known else None
-            rows.append((label, len(suite.prompts), len(right), passed.share, percent_range(passed), median))
+            rows.append((label, len(suite.verdicts(side)), len(right), passed.share, percent_range(passed), median))
         columns = (
             Column("model"),
             Column("problems", "count"),
@@ -186,15 +235,15 @@ class EvaluationResult(msgspec.Struct, frozen=True):
             Column("95 % interval"),
             Column("median tokens before code, of those passed", "number"),
         )
-        return Table(f"Correctness on {suite.name}", columns, tuple(rows))
+        asked = "held-out requests that can be run" if suite.name == "directness" else suite.name
+        return Table(f"Correctness on {asked}", columns, tuple(rows))
 
     def _speed_table(self) -> Table:
         rows: list[tuple[Figure, ...]] = []
         for side, label in enumerate(self.labels):
             speed = self.speed(side)
-            name = self.models[side]
-            shown = os.path.basename(name) if name.endswith(".gguf") else name  # noqa: PTH119  # a name, maybe of Windows
-            rows.append((label, shown, speed.answer_tokens, speed.tokens_per_second, speed.load_seconds))
+            name = short_name(self.models[side])
+            rows.append((label, name, speed.answer_tokens, speed.tokens_per_second, speed.load_seconds))
         columns = (
             Column("model"),
             Column("name"),
@@ -205,11 +254,14 @@ class EvaluationResult(msgspec.Struct, frozen=True):
         return Table(f"Speed, served by {self.backend}", columns, tuple(rows))
 
 
-def percent_range(interval: Interval) -> str:
-    """`12–34 %`."""
-    return f"{interval.low * 100:.0f}–{interval.high * 100:.0f} %"
-
-
 def labels_for(models: Sequence[str]) -> tuple[str, ...]:
     """`before` and `after` for two, the names for any other number."""
-    return ("before", "after") if len(models) == 2 else tuple(models)
+    return ("before", "after") if len(models) == 2 else tuple(map(short_name, models))
+
+
+def short_name(model: str) -> str:
+    """A GGUF by its file's name alone; anything else as it is."""
+    path = model.removesuffix(ADAPTED)
+    if not path.endswith(".gguf"):
+        return model
+    return os.path.basename(path) + model[len(path) :]  # noqa: PTH119  # a name, maybe of Windows

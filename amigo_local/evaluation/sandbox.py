@@ -17,14 +17,11 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import msgspec
-
 from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.domain.units import MIB
+from amigo_local.domain.verdict import Verdict
 from amigo_local.evaluation.bubblewrap import Launch, bubblewrap_launches, why_no_sandbox
 from amigo_local.evaluation.harness import NONCE_LENGTH
-
-Reason = Literal["passed", "failed", "timeout", "crashed", "no-nonce"]
 
 TIMEOUT_SECONDS = 5.0
 MEMORY_BYTES = 1024 * MIB
@@ -35,12 +32,6 @@ START_SECONDS = 2.0
 
 _VERDICT_BYTES = 4096
 _DETAIL_CHARACTERS = 500
-
-
-class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    passed: bool
-    reason: Reason
-    detail: str = ""
 
 
 class Sandbox(Protocol):

@@ -27,7 +27,7 @@ class PairedTest(msgspec.Struct, frozen=True):
     """Two-sided: the probability of a difference at least this large if neither model were better."""
 
 
-def wilson(successes: int, total: int) -> Interval:
+def wilson(successes: float, total: int) -> Interval:
     """Wilson's score interval (Wilson 1927; Newcombe 1998, method 3); (0, 1) wide when nothing was measured."""
     if total == 0:
         return Interval(0.0, 0.0, 1.0)

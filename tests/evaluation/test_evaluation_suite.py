@@ -12,13 +12,14 @@ from amigo_local.domain.errors import AmigoError, Cancelled, InputError
 from amigo_local.domain.events import AnyEvent, GenerationFinished, Note, Progress, Table, TokenGenerated
 from amigo_local.domain.generation import Answer, GenerationOptions, Message
 from amigo_local.domain.recipe import EvaluateSettings
+from amigo_local.evaluation.held_out import Request
 from amigo_local.evaluation.humaneval import Problem
 from amigo_local.evaluation.report import report_text, write_report
 from amigo_local.evaluation.results import EvaluationResult
 from amigo_local.evaluation.sandbox import Sandbox, open_sandbox
 from amigo_local.evaluation.suite import run_suites
 
-HELD_OUT = [f"Write a Python function `f{number}(x)` that returns x." for number in range(12)]
+HELD_OUT = [Request(prompt=f"Write a Python function `f{number}(x)` that returns x.") for number in range(12)]
 OPTIONS = GenerationOptions(max_tokens=64, seed=3, context_length=2048)
 SETTINGS = EvaluateSettings(directness_prompts=6, max_answer_tokens=64, seed=3)
 
@@ -120,7 +121,8 @@ def test_the_figures_of_two_scripted_models_are_exact(tmp_path: Path, sandbox: S
     assert figures["before.load_seconds"] == 1.5
     assert figures["directness.before.cut_share"] == 0.0 and figures["directness.after.only_code_share"] == 1.0
     assert figures["sandbox"] == sandbox.statement
-    words = sum(len(wordy(request).split(" ")) for request in [*HELD_OUT[:6], *(p.prompt for p in PROBLEMS)])
+    asked = [request.prompt for request in (*HELD_OUT[:6], *PROBLEMS)]
+    words = sum(len(wordy(request).split(" ")) for request in asked)
     assert figures["before.tokens_per_second"] == pytest.approx(words / 5.0, abs=0.01)
     verdicts = [judged.verdict for judged in result.suites[1].answers[0]]
     assert verdicts[1] == "passed" and verdicts[0].startswith("failed: AssertionError")
@@ -132,7 +134,7 @@ def test_one_model_is_loaded_at_a_time_and_each_once(tmp_path: Path, sandbox: Sa
     assert (served.most_loaded, served.loads, served.loaded) == (1, 2, set())
     assert [model for model, _, _ in served.asked] == ["old"] * 10 + ["new"] * 10
     assert {options for _, _, options in served.asked} == {OPTIONS}
-    assert [messages[-1].content for _, messages, _ in served.asked[:6]] == HELD_OUT[::2]
+    assert [messages[-1].content for _, messages, _ in served.asked[:6]] == [r.prompt for r in HELD_OUT[::2]]
 
 
 def test_tokens_and_progress_are_emitted_with_side_and_prompt(tmp_path: Path, sandbox: Sandbox) -> None:
