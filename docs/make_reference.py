@@ -10,10 +10,12 @@ import msgspec
 from msgspec import Meta
 
 from amigo_local.cli.options import click_parameters
+from amigo_local.domain.data_source import DataSource
 from amigo_local.domain.recipe import Recipe
 from amigo_local.engine.contract import Stage
 from amigo_local.stages import load_stage, stage_names
 
+_SOURCES = "[data.md](data.md) and `amigo_local/domain/data_source.py`"
 TARGET = Path(__file__).with_name("reference.md")
 INTRODUCTION = """\
 # Reference
@@ -61,16 +63,39 @@ def recipe_keys(struct: type[msgspec.Struct], path: str = "") -> list[str]:
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             rows += recipe_keys(hint, f"{path}{field.name}.")
         else:
-            default = "required" if field.required else f"`{msgspec.json.encode(field.default).decode()}`"
+            default = "required" if field.required else f"`{_default(field)}`"
             rows.append(f"| `{path}{field.name}` | {default} |")
     return rows
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    return msgspec.json.encode(value).decode()
+
+
+def source_kinds() -> str:
+    """Every kind of data source with its keys."""
+    parts = []
+    for kind in typing.get_args(DataSource):
+        keys = []
+        for field in msgspec.structs.fields(kind):
+            default = "" if field.required else f" (`{_default(field)}`)"
+            keys.append(f"`{field.name}`{default}")
+        first = str(kind.__struct_config__.tag)
+        keys.sort(key=lambda key: not key.startswith(f"`{first}`"))
+        parts.append(f"**{first}**: {' '.join((kind.__doc__ or '').split())}\n\nKeys: {', '.join(keys)}\n")
+    return "\n".join(parts)
 
 
 def reference() -> str:
     verbs = "\n".join(verb(load_stage(name)) for name in stage_names())
     keys = "\n".join(["| key | default |", "|---|---|", *recipe_keys(Recipe)])
     note = "Built-in defaults; `recipes/base.yaml` lies over them. What each means: `amigo_local/domain/recipe.py`."
-    return f"{INTRODUCTION}\n## Verbs\n\n{verbs}\n## Recipe keys\n\n{note}\n\n{keys}\n"
+    sources = f"One of these, told by its first key, is one entry of `data.sources`. What each means: {_SOURCES}."
+    return (
+        f"{INTRODUCTION}\n## Verbs\n\n{verbs}\n## Recipe keys\n\n{note}\n\n{keys}\n"
+        f"\n## Data sources\n\n{sources}\n\n{source_kinds()}"
+    )
 
 
 if __name__ == "__main__":

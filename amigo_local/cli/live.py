@@ -16,6 +16,7 @@ from rich.text import Text
 
 from amigo_local.cli.formats import cells, is_numeric
 from amigo_local.cli.memory_bar import WIDTH, memory_bars
+from amigo_local.cli.sample import sample_text
 from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
@@ -24,6 +25,7 @@ from amigo_local.domain.events import (
     PlanMade,
     Progress,
     Record,
+    SampleShown,
     StageCancelled,
     StageFailed,
     StageFinished,
@@ -62,6 +64,9 @@ class LiveRenderer:
             for task in self._tasks.values():
                 if self._bar:
                     self._bar.update(task, metrics=self._metrics)
+        elif isinstance(event, SampleShown):
+            self._stop_bar()
+            self._out.print(sample_text(event), end="")
         elif isinstance(event, Table):
             self._stop_bar()
             self._table(event)

@@ -6,12 +6,14 @@ import sys
 
 from amigo_local.cli.formats import cells, is_numeric
 from amigo_local.cli.memory_bar import memory_bars
+from amigo_local.cli.sample import sample_lines
 from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
     PlanMade,
     Progress,
     Record,
+    SampleShown,
     Table,
     TokenGenerated,
 )
@@ -36,6 +38,8 @@ class PlainRenderer:
         self._end_line()
         if isinstance(event, Table):
             print_table(event)
+        elif isinstance(event, SampleShown):
+            print("", *sample_lines(event), sep="\n", flush=True)
         elif isinstance(event, PlanMade):
             if event.plan.memory:
                 print("", *memory_bars(event.plan.memory), sep="\n", flush=True)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import click
+import msgspec
 
 from amigo_local.cli.options import build_params, click_parameters
 from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import Record, StageFailed, encode_record
 from amigo_local.domain.settings import ProgramSettings
-from amigo_local.engine.contract import Stage
+from amigo_local.engine.contract import Params, RecipeRequest, Stage
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.settings_tree import build, overlay, parse_override, parse_yaml
 from amigo_local.engine.workspace import Workspace
@@ -73,7 +74,7 @@ def _epilog(own: list[click.Parameter], stage: Stage) -> str | None:
 def run_verb(stage: Stage, given: dict[str, Any], overrides: tuple[str, ...], home: str | None, as_json: bool) -> int:
     """Runs the verb to its end and returns its exit code."""
     settings, rest = program_settings(overrides)
-    params = build_params(stage.asked, given, rest)
+    params = found_from_anywhere(build_params(stage.asked, given, rest))
     workspace = Workspace(home_folder(home))
     renderer = choose_renderer(as_json)
     runner = Runner(workspace, settings, load_stage, renderer)
@@ -96,6 +97,14 @@ def run_verb(stage: Stage, given: dict[str, Any], overrides: tuple[str, ...], ho
         signal.signal(signal.SIGINT, previous)
         signal.signal(signal.SIGTERM, terminate)
         renderer.close()
+
+
+def found_from_anywhere(params: Params) -> Params:
+    """With the paths of recipes absolute: the run may be resumed from another folder."""
+    if not isinstance(params, RecipeRequest):
+        return params
+    recipes = tuple(str(Path(text).absolute()) if Path(text).is_file() else text for text in params.recipe)
+    return msgspec.structs.replace(params, recipe=recipes)
 
 
 def program_settings(overrides: tuple[str, ...]) -> tuple[ProgramSettings, tuple[str, ...]]:

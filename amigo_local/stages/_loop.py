@@ -13,30 +13,21 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.model_ref import ModelRef, parse_model_ref
 from amigo_local.domain.recipe import Recipe
 from amigo_local.domain.shape import ModelShape
-from amigo_local.engine.contract import Chain, RecipeRequest, StageContext, Step
+from amigo_local.engine.contract import Chain, ChainRequest, RecipeRequest, StageContext, Step
 from amigo_local.stages._models import ResolvedModel, resolve, run_artifacts
+from amigo_local.stages._refinement import Refinement
 from amigo_local.stages._serving import reachable
+from amigo_local.stages._sets import prepared_sets
 from amigo_local.stages._shapes import checkpoint_shape
 
 LAST = "evaluate"
 
 
 def chain_until(last: str) -> Callable[[RecipeRequest, StageContext], Chain]:
-    """The loop's steps up to and including `last`."""
+    """The loop's steps up to and including `last`, of every recipe."""
 
     def steps(request: RecipeRequest, context: StageContext) -> Chain:
-        whole = loop(request, context, until=last)
-        artifact = None
-        while True:
-            try:
-                step = whole.send(artifact)
-            except StopIteration:
-                return
-            artifact = yield step
-            if step.stage == last:
-                break
-        if last == LAST:
-            say_what_is_there(artifact, context)
+        return loop(request, context, until=last)
 
     return steps
 
@@ -51,6 +42,8 @@ def say_what_is_there(report: Artifact, context: StageContext) -> None:
 def loop(request: RecipeRequest, context: StageContext, *, until: str | None = None) -> Chain:
     """pull → tokenizer → prepare → quantize → train → export → register → evaluate.
 
+    Of several recipes, which make a chain: every set is prepared first, so that what is wrong with data shows before
+    hours of training; then each stage goes on from the adapter before it and is measured; the last is exported.
     No copy of the weights is made but the NF4 store that training reads; a recipe without quantization trains on an
     unpacked checkpoint instead.
 
@@ -58,88 +51,66 @@ def loop(request: RecipeRequest, context: StageContext, *, until: str | None = N
     with what isn't made yet. until: the last step that will be run; None: none is, so that a model's
     dimensions are enough.
     """
-    from amigo_local.engine.recipe_file import load_recipe
-    from amigo_local.stages.evaluate import EvaluateParams
-    from amigo_local.stages.export import AUTO, AUTO_CHUNKS, ExportParams
-    from amigo_local.stages.imatrix import ImatrixParams
-    from amigo_local.stages.prepare import PrepareParams
+    from amigo_local.engine.recipe_chain import load_chain
     from amigo_local.stages.pull import PullParams
     from amigo_local.stages.quantize import QuantizeParams
-    from amigo_local.stages.register import RegisterParams
     from amigo_local.stages.tokenizer import TokenizerParams
-    from amigo_local.stages.train import TrainParams
     from amigo_local.stages.unpack import UnpackParams
-    from amigo_local.training.settings_check import check_settings
 
-    recipe = load_recipe(request.recipe, request.overrides).recipe
-    _check_sources(recipe)
-    check_settings(recipe.train)
-    ref = source_ref(request, recipe)
+    recipes = tuple(stage.recipe for stage in load_chain(request.recipe, request.overrides).stages)
+    for recipe in recipes:
+        _check_settings(recipe)
+    first = recipes[0]
+    ref = source_ref(request, first)
     if ref.kind == "ollama" and (server := reachable(context.settings)) and not server.has(ref.value):
         yield Step("pull", PullParams(tag=ref.value))
     source = resolve(str(ref), context)
     if until:
         source.need_gguf("the loop")
     checkpoint, shape = None, source.shape()
-    if recipe.model.base:
-        checkpoint, shape = _given_base(recipe.model.base, source, context)
-    started = start_adapter(recipe, resolve(checkpoint, context) if checkpoint else source, context)
+    if first.model.base:
+        checkpoint, shape = _given_base(first.model.base, source, context)
+    started = start_adapter(first, resolve(checkpoint, context) if checkpoint else source, context)
     if until not in (None, "prepare"):
-        _warn_unless_it_fits(recipe, shape, source.table_type(), context)
-    if checkpoint is None and recipe.train.quantization == "none":
-        checkpoint = (yield Step("unpack", UnpackParams(ref=str(ref), dtype=recipe.model.dtype))).path
+        for recipe in recipes:
+            _warn_unless_it_fits(recipe, shape, source.table_type(), context)
+    if checkpoint is None and first.train.quantization == "none":
+        checkpoint = (yield Step("unpack", UnpackParams(ref=str(ref), dtype=first.model.dtype))).path
     tokenizer = checkpoint or (yield Step("tokenizer", TokenizerParams(ref=str(ref)))).path
-    dataset = yield Step("prepare", PrepareParams(checkpoint=tokenizer, data=recipe.data))
+    datasets = yield from prepared_sets(recipes, str(ref), tokenizer, context, planning=until is None)
+    if until == "prepare":
+        return
     frozen = checkpoint
-    if recipe.train.quantization == "nf4":
+    if first.train.quantization == "nf4":
         frozen = (yield Step("quantize", QuantizeParams(ref=checkpoint or str(ref)))).path
     assert frozen is not None  # an unquantized base is a checkpoint
-    adapter = yield Step(
-        "train",
-        TrainParams(
-            base=frozen,
-            source=checkpoint or str(ref),
-            dataset=dataset.path,
-            start_adapter=started,
-            train=msgspec.structs.replace(recipe.train, adapter=None),
-            max_length_tokens=recipe.data.max_length_tokens,
-            shape=shape,
-        ),
+    refinement = Refinement(
+        recipes=recipes,
+        ref=str(ref),
+        source=source,
+        shape=shape,
+        checkpoint=checkpoint,
+        frozen=frozen,
+        datasets=datasets,
+        start_adapter=started,
+        name=refined_tag(recipes[-1], source),
+        export_each=isinstance(request, ChainRequest) and request.export_each,
     )
-    imatrix = recipe.export.imatrix
-    if imatrix == AUTO:
-        imatrix = (yield Step("imatrix", ImatrixParams(ref=str(ref), texts=dataset.path, chunks=AUTO_CHUNKS))).path
-    name = refined_tag(recipe, source)
-    exported = yield Step(
-        "export",
-        ExportParams(
-            base=str(ref),
-            adapter=adapter.path,
-            quant=recipe.export.quant,
-            checkpoint=checkpoint,
-            dataset=dataset.path,
-            from_checkpoint=bool(recipe.model.base),  # the adapter was trained on it
-            imatrix=imatrix,
-            name=re.sub(r"[^\w.-]+", "-", name),
-            check_prompts=recipe.export.check_prompts,
-        ),
-    )
-    like = recipe.register.like or source.tag
-    registered = yield Step("register", RegisterParams(file=exported.path, tag=name, like=like))
-    yield Step(
-        LAST,
-        EvaluateParams(
-            refs=(str(ref), f"ollama:{name}"),
-            settings=recipe.evaluate,
-            dataset=dataset.path,
-            places={
-                "adapter": adapter.path,
-                "training data": dataset.path,
-                "frozen base": frozen,
-                "Modelfile": str(Path(registered.path) / "Modelfile"),
-            },
-        ),
-    )
+    if until == "train":
+        yield from refinement.train()
+    else:
+        report = yield from refinement.train_and_measure(context, planning=until is None)
+        if until:
+            say_what_is_there(report, context)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    from amigo_local.evaluation.gate import parse_gate
+    from amigo_local.training.settings_check import check_settings
+
+    _check_sources(recipe)
+    check_settings(recipe.train)
+    parse_gate(recipe.gate)
 
 
 def _check_sources(recipe: Recipe) -> None:

@@ -34,7 +34,7 @@ def steps(params: DemoParams, context: StageContext) -> Chain:
         context.note(f"an Ollama server answers at {server.url}: both sides are served by it")
     else:
         context.note("no Ollama server answers: the embedded llama.cpp serves both sides", fix="ollama serve")
-    yield from chain_until(LAST)(RecipeRequest(recipe="demo", model=model), context)
+    yield from chain_until(LAST)(RecipeRequest(recipe=("demo",), model=model), context)
 
 
 def _packaged_model() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,20 +14,23 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Column, PlanMade, Table
 from amigo_local.domain.memory_plan import MemoryPlan
 from amigo_local.domain.plan import Needs, Plan, PlannedStage
-from amigo_local.domain.recipe import Recipe
+from amigo_local.domain.recipe import DataSettings
 from amigo_local.domain.units import MIB, format_size, parse_size
-from amigo_local.engine.contract import RecipeRequest, Stage, StageContext, StageResult, Step, option
+from amigo_local.engine.contract import ChainRequest, Stage, StageContext, StageResult, Step, option
 from amigo_local.engine.fingerprint import fingerprint
 from amigo_local.stages._gpu_handoff import handed_over
 from amigo_local.stages._loop import loop, source_ref
 from amigo_local.stages._models import ResolvedModel, resolve
 from amigo_local.stages._serving import reachable
 from amigo_local.stages._shapes import shape_file, shape_names
-from amigo_local.stages.prepare import expected_pairs
-from amigo_local.stages.train import measured_set
+from amigo_local.stages.prepare import PrepareParams, expected_pairs
+from amigo_local.stages.train import TrainParams, measured_set
+
+_Sets = dict[str, DataSettings]
+"""Path of a set, made or not -> what it is made from."""
 
 
-class PlanParams(RecipeRequest, frozen=True, kw_only=True):
+class PlanParams(ChainRequest, frozen=True, kw_only=True):
     model: Annotated[
         str | None,
         option("REF of the model; a config.json or the name of a shipped shape (gemma-3-12b) is enough."),
@@ -106,19 +108,21 @@ def _size(name: str, text: str) -> int:
     return size
 
 
-def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, InputError | None]:
+def make_plan(request: ChainRequest, context: StageContext) -> tuple[Plan, InputError | None]:
     """Walks the loop without running it. The error is what would stop it, when something would."""
-    from amigo_local.engine.recipe_file import load_recipe
+    from amigo_local.engine.recipe_chain import load_chain
     from amigo_local.stages import load_stage
 
     named = request.model
     if request.model and (config := shape_file(request.model)):
         request = msgspec.structs.replace(request, model=str(config))
-    recipe = load_recipe(request.recipe, request.overrides).recipe
+    whole = load_chain(request.recipe, request.overrides)
+    recipe = whole.stages[0].recipe
     planned: list[PlannedStage] = []
     refusal: InputError | None = None
     memory: MemoryPlan | None = None
     source: ResolvedModel | None = None
+    sets = _Sets()
     chain, artifact = loop(request, context), None
     while True:
         try:
@@ -138,8 +142,12 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
         source = source or resolve(str(source_ref(request, recipe)), context)
         done = _committed(stage, step, context)
         needs = Needs()
-        if done is None and stage.name == "train":
-            memory, needs, refusal = _training(source, recipe, planned, context)
+        if done is None and isinstance(step.params, TrainParams):
+            trained, needs, refused = _training(source, step.params, sets, context)
+            longer = memory is None or trained.max_length_tokens > memory.max_length_tokens
+            if (refused and not refusal) or (longer and not refusal):
+                memory = trained  # of several trainings the first that doesn't fit, else that of the longest samples
+            refusal = refusal or refused
         elif done is None:
             needs = _needs(stage, step, source, context)
         planned.append(
@@ -149,11 +157,14 @@ def make_plan(request: RecipeRequest, context: StageContext) -> tuple[Plan, Inpu
                 status="done" if done else "to do",
                 needs=needs,
                 artifact_path=done.path if done else None,
+                of=step.of,
             )
         )
-        artifact = done or _to_be_made(stage, context)
+        artifact = done or _to_be_made(stage, len(planned), context)
+        if isinstance(step.params, PrepareParams):
+            sets[artifact.path] = step.params.data
     plan = Plan(
-        recipe=request.recipe,
+        recipe=whole.name,
         model=named or recipe.model.source or "",
         stages=tuple(planned),
         memory=memory,
@@ -178,22 +189,21 @@ def _needs(stage: Stage, step: Step, source: ResolvedModel, context: StageContex
 
 
 def _training(
-    source: ResolvedModel, recipe: Recipe, before: Sequence[PlannedStage], context: StageContext
+    source: ResolvedModel, params: TrainParams, sets: _Sets, context: StageContext
 ) -> tuple[MemoryPlan, Needs, InputError | None]:
     """The plan that fits, or the smallest one and why it doesn't."""
     from amigo_local.training.memory_formula import Job
     from amigo_local.training.memory_plan import fitted, needs
     from amigo_local.training.memory_refusal import refusal
 
-    length = recipe.data.max_length_tokens
-    job = Job(source.shape(), recipe.train, length, source.table_type())
+    job = Job(source.shape(), params.train, params.max_length_tokens, source.table_type())
     fit = fitted(job, context.machine)
     error = refusal(job, context.machine, fit) if fit.lacking else None
-    made = next((stage.artifact_path for stage in before if stage.stage == "prepare"), None)
-    samples, mean_length = measured_set(Path(made)) if made else (None, None)
+    samples, mean_length = measured_set(Path(params.dataset))
     if samples is None:
-        samples = int(expected_pairs(recipe.data) * (1 - recipe.data.held_out_fraction))
-    return fit.plan, needs(fit.plan, recipe.train, samples=samples, mean_length_tokens=mean_length), error
+        data = sets[params.dataset]
+        samples = int(expected_pairs(data) * (1 - data.held_out_fraction))
+    return fit.plan, needs(fit.plan, params.train, samples=samples, mean_length_tokens=mean_length), error
 
 
 def _committed(stage: Stage, step: Step, context: StageContext) -> Artifact | None:
@@ -208,10 +218,10 @@ def _committed(stage: Stage, step: Step, context: StageContext) -> Artifact | No
     return done
 
 
-def _to_be_made(stage: Stage, context: StageContext) -> Artifact:
+def _to_be_made(stage: Stage, place: int, context: StageContext) -> Artifact:
     """Stands for an artifact in the steps that follow; nothing lies at its path."""
     assert stage.produces is not None
-    path = Path(context.workspace.artifacts_dir) / f"{stage.name}-to-be-made"
+    path = Path(context.workspace.artifacts_dir) / f"{stage.name}-to-be-made-{place}"
     suffix = ".gguf" if stage.produces == "gguf" else ""
     return Artifact(stage.produces, f"{path}{suffix}", "sha256:to-be-made", 0, stage.name, "to-be-made")
 
@@ -219,7 +229,8 @@ def _to_be_made(stage: Stage, context: StageContext) -> Artifact:
 def _row(stage: PlannedStage) -> tuple[Figure, ...]:
     needs = stage.needs
     shown = (needs.vram_bytes or None, needs.ram_bytes or None, needs.disk_bytes or None, needs.seconds)
-    return (stage.stage, stage.status, *shown, Path(stage.artifact_path).name if stage.artifact_path else None)
+    name = f"{stage.of.partition('_')[0]} {stage.stage}" if stage.of else stage.stage
+    return (name, stage.status, *shown, Path(stage.artifact_path).name if stage.artifact_path else None)
 
 
 def _lever_rows(memory: MemoryPlan) -> tuple[tuple[Figure, ...], ...]:

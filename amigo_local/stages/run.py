@@ -1,13 +1,13 @@
-"""run: the whole loop of a recipe; skips what is done, resumes what was cut."""
+"""run: the whole loop of one recipe or of a chain; skips what is done, resumes what was cut."""
 
 from __future__ import annotations
 
-from amigo_local.engine.contract import RecipeRequest, Stage
+from amigo_local.engine.contract import ChainRequest, Stage
 from amigo_local.stages._loop import LAST, chain_until
 
 STAGE = Stage(
     "run",
-    "The whole loop of a recipe: skips what is done, resumes what was cut.",
-    RecipeRequest,
+    "The whole loop of a recipe or chain: skips what is done, resumes what was cut.",
+    ChainRequest,
     steps=chain_until(LAST),
 )

@@ -38,7 +38,7 @@ class Home:
 
     def run(self, *overrides: str, verb: str = "run") -> Outcome:
         self.records = []
-        return self.runner().run(verb, RecipeRequest(recipe=str(self.recipe), overrides=overrides))
+        return self.runner().run(verb, RecipeRequest(recipe=(str(self.recipe),), overrides=overrides))
 
     def done(self, *overrides: str, verb: str = "run") -> dict[str, Artifact]:
         """Stage -> artifact, made or found, of a run that must succeed."""
