@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from amigo_local.data.pair import Pair
-from amigo_local.data.rendering import render
+from amigo_local.domain.answer_check import AnswerCheck
 
 
 class Preference(Pair, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -31,6 +29,9 @@ class PreferenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     module: str
     name: str
     license: str
+    language: str = ""
+    check: AnswerCheck | None = None
+    """How an answer to a held-out request is judged."""
     prompt_ids: list[int]
     """(prompt,) the chat up to where the answer begins; the same for both."""
     chosen_ids: list[int]
@@ -54,22 +55,3 @@ class PreferenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def parts(self) -> dict[str, list[int]]:
         return {"masked": self.prompt_ids, "chosen": self.chosen_ids, "rejected": self.rejected_ids}
-
-
-def render_preference(tokenizer: Any, pair: Preference) -> PreferenceRow:
-    """Both chats, rendered as single answers are. Raises AmigoError as `render` does."""
-    better = render(tokenizer, pair)
-    worse = render(tokenizer, Pair(prompt=pair.prompt, completion=pair.rejected, source=pair.source))
-    start = better.completion_start
-    return PreferenceRow(
-        prompt=pair.prompt,
-        chosen=pair.completion,
-        rejected=pair.rejected,
-        source=pair.source,
-        module=pair.module,
-        name=pair.name,
-        license=pair.license,
-        prompt_ids=better.input_ids[:start],
-        chosen_ids=better.input_ids[start:],
-        rejected_ids=worse.input_ids[start:],
-    )

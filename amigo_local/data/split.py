@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from amigo_local.data.pair import Pair
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+POSITIONS = 2**64
+
+
+def position(text: str, seed: int) -> int:
+    """Uniform in [0, 2**64), the same on every machine. Stands for a group: among a million two meet once in 10**7."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big")
+
+
+def place_in_group(pair: Pair, seed: int) -> int:
+    """Where a pair stands among those of its group, when not all are taken."""
+    return position(f"{pair.name}\n{pair.prompt}", seed)
 
 
 def held_out_groups(groups: Iterable[str], fraction: float, seed: int) -> frozenset[str]:
@@ -14,28 +32,37 @@ def held_out_groups(groups: Iterable[str], fraction: float, seed: int) -> frozen
     Each group is judged by a hash of its own name, so a module stays on its side when others come
     or go. With a fraction above 0 and two groups or more, both sides get at least one.
     """
-    ranked = sorted(set(groups), key=lambda group: _position(group, seed))
+    named = {position(group, seed): group for group in groups}
+    ranked = sorted(named)
+    return frozenset(named[at] for at in ranked[: count_held_out(ranked, fraction)])
+
+
+def count_held_out(ranked: Sequence[int] | NDArray[np.uint64], fraction: float) -> int:
+    """So many of the groups are held out, from the first; `ranked` are their positions, ascending, each once."""
     if fraction <= 0 or len(ranked) < 2:
-        return frozenset()
-    below = [group for group in ranked if _position(group, seed) < fraction]
-    return frozenset((below or ranked[:1])[: len(ranked) - 1])
-
-
-def _position(text: str, seed: int) -> float:
-    """Uniform in [0, 1), the same on every machine."""
-    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+        return 0
+    positions: Any = ranked
+    below = bisect_left(positions, fraction, key=lambda at: int(at) / POSITIONS)
+    return min(max(below, 1), len(ranked) - 1)
 
 
 def spread_over_groups(pairs: Sequence[Pair], seed: int) -> Iterator[int]:
     """Indices of all pairs, one of each group in turn: any first n are evenly spread over groups."""
-    waiting: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        waiting.setdefault(pair.group, []).append(index)
-    for indices in waiting.values():
-        indices.sort(key=lambda index: _position(f"{pairs[index].name}\n{pairs[index].prompt}", seed), reverse=True)
-    order = sorted(waiting, key=lambda group: _position(group, seed))
-    while order:
-        for group in order:
-            yield waiting[group].pop()
-        order = [group for group in order if waiting[group]]
+    import numpy as np
+
+    groups = np.array([position(pair.group, seed) for pair in pairs], np.uint64)
+    places = np.array([place_in_group(pair, seed) for pair in pairs], np.uint64)
+    return (int(index) for index in spread_order(groups, places))
+
+
+def spread_order(groups: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """The same from (rows,) positions of groups, and places in them."""
+    import numpy as np
+
+    by_group = np.lexsort((places, groups))
+    sorted_groups = groups[by_group]
+    begins = np.flatnonzero(np.append(True, sorted_groups[1:] != sorted_groups[:-1])) if len(groups) else by_group
+    sizes = np.diff(np.append(begins, len(groups)))
+    turns = np.arange(len(groups)) - np.repeat(begins, sizes)
+    order: NDArray[np.intp] = by_group[np.lexsort((sorted_groups, turns))]
+    return order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ def _candidates(source: CandidatesSource, ref: str, of: str) -> Generator[Step, 
 
 
 def _pinned(data: DataSettings, context: StageContext, planning: bool) -> DataSettings:
-    """With the commits that hub sets are at. A plan can do without a hub."""
+    """With the commits that hub sets are at. A plan can do without a hub, and says nothing of it."""
     from amigo_local.stages._data_sources import pinned
 
     try:
-        return pinned(data, context)
+        return pinned(data, replace(context, emit=lambda event: None) if planning else context)
     except InputError:
         if planning:
             return data

@@ -2,54 +2,84 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 
+from amigo_local.domain.data_source import CandidatesSource, DataSource, FileSource, HubSource, ReplaySource
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import DataSettings
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult
 from amigo_local.stages._loop import chain_until
 
-_PAIRS_OF_A_SOURCE = 4000
-_BYTES_PER_PAIR = 4 << 10  # 341 KiB for 267 pairs in the demo, and room for longer ones
+# Pairs of the whole standard library by kind of source, and room for more (docs/measurements.md, Data).
+_PAIRS_OF = {"stdlib": 500, "package": 300, "doctest": 100, "bug_injection": 300, "votes": 100, "repo": 2000}
+_PAIRS_OF_A_SET = 50_000
+_BYTES_PER_ROW_OF = {"jsonl": 500, "json": 500, "parquet": 200}
+_BYTES_PER_PAIR = 10 << 10  # 4 KiB of a finished row, the same again while it is rendered, and what was gathered
+_SECONDS_PER_PAIR = 0.001  # rendering; filters take a tenth of it
+_RAM_BYTES = 700 << 20  # 467 MiB for a million rows, processes that filter included, and room for larger vocabularies
 
 
 class PrepareParams(Params, frozen=True, kw_only=True):
     checkpoint: str
     """Directory whose tokenizer and chat template render the samples."""
     data: DataSettings
+    folders: dict[str, str] = {}
+    """What earlier steps made for sources: candidates by the source's key, replayed sets by how they are named."""
 
 
 def inputs(params: PrepareParams, context: StageContext) -> dict[str, str]:
-    import platform
+    from amigo_local.stages._data_sources import source_digests
 
-    found = {"checkpoint": context.workspace.digests.digest(Path(params.checkpoint))}
-    for source in params.data.sources:
-        if source.jsonl:
-            path = Path(source.jsonl)
-            if not path.is_file():
-                raise InputError(f"the data file {path} isn't there", "correct data.sources in the recipe")
-            found[f"jsonl:{path.name}"] = context.workspace.digests.digest(path)
-        else:
-            found["stdlib"] = platform.python_version()  # what is mined is this Python's own library
+    digest = context.workspace.digests.digest
+    found = {"checkpoint": digest(Path(params.checkpoint)), **source_digests(params.data.sources, context)}
+    for name, folder in params.folders.items():
+        found[f"folder:{name}"] = digest(Path(folder))
+    for file in params.data.evaluation_sets:
+        if not Path(file).is_file():
+            raise InputError(f"the evaluation set {file} isn't there", "correct data.evaluation_sets in the recipe")
+        found[f"evaluation:{Path(file).name}"] = digest(Path(file))
     return found
 
 
 def expected_pairs(data: DataSettings) -> int:
-    """Before the sources are read: their limits, or what the whole standard library gives, and room for more."""
-    return sum(source.limit or _PAIRS_OF_A_SOURCE for source in data.sources)
+    """Before the sources are read: their limits, or what such a source gives, and room for more."""
+    replayed = sum(source.share for source in data.sources if isinstance(source, ReplaySource))
+    others = sum(_expected(source) for source in data.sources if not isinstance(source, ReplaySource))
+    return round(others / max(1 - replayed, 0.1)) if others else _PAIRS_OF["repo"]
+
+
+def _expected(source: DataSource) -> int:
+    if source.limit:
+        return source.limit
+    if isinstance(source, FileSource):
+        size = sum(os.stat(name).st_size for name in glob.glob(str(getattr(source, source.kind))))  # noqa: PTH207,PTH116
+        return min(source.rows or size, size // _BYTES_PER_ROW_OF[source.kind] + 1)
+    if isinstance(source, HubSource):
+        return source.rows or _PAIRS_OF_A_SET
+    return source.problems if isinstance(source, CandidatesSource) else _PAIRS_OF[source.kind]
 
 
 def needs(params: PrepareParams, context: StageContext) -> Needs:
     pairs = expected_pairs(params.data)
-    return Needs(disk_bytes=pairs * _BYTES_PER_PAIR, ram_bytes=600 << 20, seconds=10 + pairs * 0.003)
+    return Needs(disk_bytes=pairs * _BYTES_PER_PAIR, ram_bytes=_RAM_BYTES, seconds=10 + pairs * _SECONDS_PER_PAIR)
 
 
 def run(params: PrepareParams, context: StageContext) -> StageResult:
     from amigo_local.data.prepare import prepare
+    from amigo_local.stages._data_sources import reading_of
 
-    texts = _evaluation_texts(context)
-    return StageResult(prepare(params.data, Path(params.checkpoint), context.build_dir(), context.emit, texts))
+    figures = prepare(
+        params.data,
+        Path(params.checkpoint),
+        context.build_dir(),
+        lambda: reading_of(context, params.folders, params.data.seed),
+        context.emit,
+        _evaluation_texts(context),
+    )
+    return StageResult(figures)
 
 
 def _evaluation_texts(context: StageContext) -> tuple[str, ...]:
@@ -72,6 +102,8 @@ STAGE = Stage(
     chain_until("prepare"),
     RecipeRequest,
     produces="dataset",
+    version=2,
+    resumable=True,
     inputs=inputs,
     needs=needs,
 )

@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from amigo_local.data.filters import filter_pairs
+from amigo_local.data.decontamination import load_decontamination
+from amigo_local.data.filters import Filters
 from amigo_local.data.preferences import Preference, PreferenceRow
 from amigo_local.data.prepare import prepare, read_rows
+from amigo_local.data.reading import Reading
+from amigo_local.domain.data_source import JsonlSource
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import AnyEvent, Table
-from amigo_local.domain.recipe import DataSettings, DataSource
+from amigo_local.domain.recipe import DataSettings
 
 CODE, BROKEN = "```python\nx = 1\n```", "```python\nx = = 1\n```"
 
@@ -29,8 +32,12 @@ def rows(count: int) -> list[dict[str, object]]:
 
 
 def settings(path: Path, **changes: object) -> DataSettings:
-    source = DataSource(jsonl=str(path), prompt="ask", chosen="good", rejected="bad")
+    source = JsonlSource(jsonl=str(path), prompt="ask", chosen="good", rejected="bad")
     return msgspec.structs.replace(DataSettings(sources=(source,), held_out_fraction=0.3), **changes)
+
+
+def silent() -> Reading:
+    return Reading(emit=lambda event: None)
 
 
 def counts(folder: Path) -> dict[str, int]:
@@ -41,7 +48,9 @@ def test_both_sides_are_rendered_as_transformers_renders_them(checkpoint: Path, 
     from transformers import AutoTokenizer
 
     events: list[AnyEvent] = []
-    figures = prepare(settings(write(tmp_path / "p.jsonl", rows(20))), checkpoint, tmp_path / "set", events.append)
+    figures = prepare(
+        settings(write(tmp_path / "p.jsonl", rows(20))), checkpoint, tmp_path / "set", silent, events.append
+    )
     train, held_out = read_rows(tmp_path / "set" / "train.jsonl"), read_rows(tmp_path / "set" / "held_out.jsonl")
     assert (figures["train_samples"], figures["held_out_samples"]) == (len(train), len(held_out))
     assert len(train) + len(held_out) == 20 and held_out
@@ -62,7 +71,7 @@ def test_both_sides_are_rendered_as_transformers_renders_them(checkpoint: Path, 
 def test_what_is_prepared_is_what_training_reads(checkpoint: Path, tmp_path: Path) -> None:
     from amigo_local.training.preferences import PreferenceFile
 
-    prepare(settings(write(tmp_path / "p.jsonl", rows(9))), checkpoint, tmp_path / "set", lambda event: None)
+    prepare(settings(write(tmp_path / "p.jsonl", rows(9))), checkpoint, tmp_path / "set", silent, lambda event: None)
     prepared = read_rows(tmp_path / "set" / "train.jsonl")
     for row, pair in zip(prepared, PreferenceFile(tmp_path / "set" / "train.jsonl", 600, 60), strict=True):
         assert isinstance(row, PreferenceRow)
@@ -74,7 +83,7 @@ def test_what_is_prepared_is_what_training_reads(checkpoint: Path, tmp_path: Pat
 
 def test_held_out_preferences_serve_whoever_reads_prompt_and_completion(checkpoint: Path, tmp_path: Path) -> None:
     """The check prompts of `export`, the prompts of `evaluate` and the texts of `imatrix` read so."""
-    prepare(settings(write(tmp_path / "p.jsonl", rows(9))), checkpoint, tmp_path / "set", lambda event: None)
+    prepare(settings(write(tmp_path / "p.jsonl", rows(9))), checkpoint, tmp_path / "set", silent, lambda event: None)
     for row in read_rows(tmp_path / "set" / "held_out.jsonl"):
         assert (row.prompt, row.completion) in {(r["ask"], r["good"]) for r in rows(9)}
         assert row.input_ids[len(row.parts["masked"]) :] == row.parts["chosen"]
@@ -90,11 +99,12 @@ def test_equal_long_and_repeated_pairs_are_left_out_and_counted(checkpoint: Path
         given[1],
     ]
     path = write(tmp_path / "p.jsonl", given)
-    prepare(settings(path, max_length_tokens=60), checkpoint, tmp_path / "set", lambda event: None)
+    prepare(settings(path, max_length_tokens=60), checkpoint, tmp_path / "set", silent, lambda event: None)
     assert counts(tmp_path / "set") == {
         "left out: chosen and rejected are the same": 1,
         "left out: longer than 60 tokens": 2,
         "left out: exact duplicate": 1,
+        "read": 11,
         "taken": 7,
     }
 
@@ -105,44 +115,49 @@ def test_sides_that_the_template_makes_equal_are_left_out(checkpoint_with: Calla
 
     cutting = checkpoint_with(CHATML.replace("message['content']", "message['content'].split('#')[0]"))
     path = write(tmp_path / "p.jsonl", [*rows(2), {"ask": "x", "good": "same # a", "bad": "same # b"}])
-    prepare(settings(path), cutting, tmp_path / "set", lambda event: None)
+    prepare(settings(path), cutting, tmp_path / "set", silent, lambda event: None)
     assert counts(tmp_path / "set")["left out: chosen and rejected are the same"] == 1
 
 
 def test_the_worse_answer_may_be_broken_but_holds_no_secret_and_no_evaluation() -> None:
+    problem = " ".join(f"unusual{n}" for n in range(16))
     made = [
         Preference(prompt="p", completion=CODE, rejected=BROKEN, source="s"),
         Preference(prompt="p", completion=BROKEN, rejected=CODE, source="s"),
         Preference(prompt="p", completion=CODE, rejected="mail someone@gmail.com", source="s"),
-        Preference(prompt="p", completion=CODE, rejected=" ".join("abcdefghijklmnop"), source="s"),
+        Preference(prompt="p", completion=CODE, rejected=problem, source="s"),
     ]
-    kept = filter_pairs(made, [" ".join("abcdefghijklmnop")])
-    assert kept.pairs == (made[0],)
-    assert set(kept.left_out.values()) == {1} and len(kept.left_out) == 3
+    filters = Filters(DataSettings(), load_decontamination(texts=[problem]))
+    assert filters.refusals(made) == [
+        None,
+        "code doesn't parse",
+        "holds an e-mail address",
+        "overlaps an evaluation",
+    ]
 
 
 def test_a_wrong_column_is_named_with_those_found(checkpoint: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", [{"ask": "a", "good": "b", "worse": "c"}])
     with pytest.raises(InputError, match=r"no column 'bad' \(columns found: ask, good, worse\)") as error:
-        prepare(settings(path), checkpoint, tmp_path / "set", lambda event: None)
+        prepare(settings(path), checkpoint, tmp_path / "set", silent, lambda event: None)
     assert error.value.hint.endswith("name the columns in the source's prompt, chosen and rejected")
 
 
 def test_preferences_and_completions_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", rows(3))
-    both = (*settings(path).sources, DataSource(jsonl=str(path), prompt="ask", completion="good"))
+    both = (*settings(path).sources, JsonlSource(jsonl=str(path), prompt="ask", completion="good"))
     with pytest.raises(InputError, match="mixes pairs of answers"):
-        prepare(settings(path, sources=both), checkpoint, tmp_path / "set", lambda event: None)
+        prepare(settings(path, sources=both), checkpoint, tmp_path / "set", silent, lambda event: None)
 
 
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
         ({"jsonl": "a", "chosen": "c"}, "names both columns"),
-        ({"jsonl": "a", "chosen": "c", "rejected": "r", "completion": "x"}, "in place of completion"),
-        ({"stdlib": "all", "chosen": "c", "rejected": "r"}, "columns of a jsonl source"),
+        ({"jsonl": "a", "chosen": "c", "rejected": "r", "completion": "x"}, "in the place of completion"),
+        ({"jsonl": "a", "mapping": "bugs", "chosen": "c", "rejected": "r"}, "mapping: bugs knows its columns"),
     ],
 )
 def test_half_a_preference_source_is_refused(given: dict[str, str], complaint: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=complaint):
-        msgspec.convert(given, DataSource)
+        msgspec.convert({"kind": "jsonl", **given}, JsonlSource)

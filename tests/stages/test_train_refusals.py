@@ -129,7 +129,7 @@ def dataset(home: Home, name: str, *answers: str) -> str:
 
 def test_a_set_without_a_token_to_train_on_is_refused(home: Home, done: dict[str, Artifact], tmp_path: Path) -> None:
     error = home.refused(dataset(home, "empty", "", "  ", ""))
-    assert "empty.jsonl: no row has text in all of 'prompt', 'completion'" in error.message
+    assert "empty.jsonl: none of 3 rows gives a pair" in error.message
     assert home.made() == []
     # And by the stage itself, of a file that something else wrote.
     folder = tmp_path / "set"
@@ -144,10 +144,10 @@ def test_samples_longer_than_the_limit_are_left_out_and_counted(home: Home, done
     sources = dataset(home, "long", *(f"y = {i}" for i in range(8)), long, long + "z")
     made = home.done(sources, "data.held_out_fraction=0.25", verb="prepare")["prepare"]
     counts = json.loads((Path(made.path) / "stats.json").read_text())["counts"]
-    assert ["long.jsonl", "left out: longer than 256 tokens", 2] in counts
+    assert ["jsonl long.jsonl", "left out: longer than 256 tokens", 2] in counts
     assert int(str(made.figures["train_samples"])) + int(str(made.figures["held_out_samples"])) == 8
     error = home.refused(sources, "data.max_length_tokens=8")
-    assert "nothing is left to train on (left out: {'longer than 8 tokens': 10})" in error.message
+    assert "nothing is left to train on; all 10 of jsonl long.jsonl were left out: 10 by 'longer than 8 tokens'" in error.message
     assert "data.max_length_tokens" in error.hint
 
 

@@ -1,0 +1,216 @@
+"""What the stages that read data have in common: a Reading, hub sets pinned to commits, digests of what goes in."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import platform
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from amigo_local.domain.data_source import (
+    BugInjectionSource,
+    CandidatesSource,
+    DataSource,
+    DoctestSource,
+    FileSource,
+    HubSource,
+    PackageSource,
+    RepoSource,
+    StdlibSource,
+    VotesSource,
+)
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.recipe import DataSettings
+from amigo_local.domain.verdict import Verdict
+from amigo_local.engine.contract import StageContext
+from amigo_local.engine.fingerprint import digest_of_parts
+
+if TYPE_CHECKING:
+    from amigo_local.data.reading import OpenHub, Reading
+    from amigo_local.evaluation.sandbox import Sandbox
+
+ABSENT = "absent"
+"""In the place of a digest: an optional set that no hub gave, or votes that nobody cast."""
+
+
+def reading_of(context: StageContext, folders: Mapping[str, str] | None = None, seed: int = 0) -> Reading:
+    """A fresh one, with everything that this machine can give a source."""
+    from amigo_local.data.reading import Reading
+    from amigo_local.stages._hub_sets import open_hub
+
+    return Reading(
+        emit=context.emit,
+        judge=_LateSandbox(context.settings.unsafe).run,
+        open_hub=open_hub(context),
+        home=context.workspace.root,
+        folders={key: Path(folder) for key, folder in (folders or {}).items()},
+        seed=seed,
+    )
+
+
+class _LateSandbox:
+    """A sandbox that is tried out when the first program is to be run: most sources run none."""
+
+    def __init__(self, unsafe: bool) -> None:
+        self._unsafe = unsafe
+        self._sandbox: Sandbox | None = None
+        self._lock = threading.Lock()
+
+    def run(self, program: str) -> Verdict:
+        """Raises InputError, with what to do, where no sandbox works."""
+        from amigo_local.evaluation.sandbox import open_sandbox
+
+        with self._lock:
+            self._sandbox = self._sandbox or open_sandbox(self._unsafe)
+        return self._sandbox.run(program)
+
+
+def pinned(data: DataSettings, context: StageContext) -> DataSettings:
+    """The settings with the commit of every hub set, so that the same settings always mean the same rows.
+
+    An optional set that can't be reached stays as it is, which is said; another one raises HubAbsent.
+    """
+    from amigo_local.stages._hub_sets import open_hub
+
+    hub = open_hub(context)
+    return msgspec.structs.replace(data, sources=tuple(_pinned(source, hub, context) for source in data.sources))
+
+
+def _pinned(source: Any, hub: OpenHub, context: StageContext) -> Any:
+    if isinstance(source, CandidatesSource):
+        inner = tuple(_pinned(each, hub, context) for each in source.candidates)
+        return msgspec.structs.replace(source, candidates=inner)
+    if not isinstance(source, HubSource):
+        return source
+    revision = _hub_revision(source, hub)
+    if revision == ABSENT:
+        context.note(f"{source.hub} can't be reached, and is left out", "warning", "amigo-local data check RECIPE")
+        return source
+    if revision != source.revision:
+        context.note(f"{source.hub} is at {revision}")
+    return msgspec.structs.replace(source, revision=revision)
+
+
+def _hub_revision(source: HubSource, hub: OpenHub) -> str:
+    from amigo_local.data.reading import HubAbsent
+
+    try:
+        return hub(source).revision
+    except HubAbsent:
+        if source.optional:
+            return ABSENT
+        raise
+
+
+def source_digests(sources: Sequence[DataSource], context: StageContext) -> dict[str, str]:
+    """Name -> what pins the content of a source: digests of files, commits, versions. Raises InputError for files that
+    aren't there. What earlier steps made isn't among it: its folders are other inputs."""
+    from amigo_local.stages._hub_sets import open_hub
+
+    found: dict[str, str] = {}
+    hub = open_hub(context)
+    for source in _flat(sources):
+        for name, digest in _digests(source, hub, context):
+            found[f"{source.kind}:{name}"] = digest
+    return found
+
+
+def _flat(sources: Sequence[DataSource]) -> Iterator[DataSource]:
+    for source in sources:
+        yield source
+        if isinstance(source, CandidatesSource):
+            yield from source.candidates
+
+
+def _digests(source: DataSource, hub: OpenHub, context: StageContext) -> Iterator[tuple[str, str]]:
+    match source:
+        case StdlibSource():
+            yield "python", platform.python_version()
+        case PackageSource(package=names):
+            yield from ((name, _package_version(name)) for name in _several(names))
+        case DoctestSource(doctest=names) | BugInjectionSource(bug_injection=names):
+            yield from ((Path(name).name, _code_version(name)) for name in _several(names))
+        case RepoSource(repo=folder, revision=revision):
+            yield Path(folder).name, _folder_version(Path(folder), revision)
+        case HubSource():
+            yield source.hub, _hub_revision(source, hub)
+        case VotesSource(votes=name):
+            from amigo_local.data.votes import VOTES_FILE
+
+            path = context.workspace.root / VOTES_FILE if name == "mine" else Path(name)
+            yield path.name, context.workspace.digests.digest(path) if path.is_file() else ABSENT
+        case _:
+            if isinstance(source, FileSource):
+                pattern = str(getattr(source, source.kind))
+                yield Path(pattern).name, _files_digest(pattern, context)
+
+
+def _files_digest(pattern: str, context: StageContext) -> str:
+    files = [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not files and Path(pattern).is_file():
+        files = [Path(pattern)]  # its name has brackets in it
+    if not files:
+        raise InputError(f"the data file {pattern} isn't there", "correct data.sources in the recipe")
+    return digest_of_parts([f"{context.workspace.digests.digest(file)}  {file.name}" for file in files])
+
+
+def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _code_version(name: str) -> str:
+    """Of what has doctests or tests: the standard library, a folder or a package."""
+    if name == "stdlib":
+        return platform.python_version()
+    is_folder = "/" in name or os.sep in name or name.startswith((".", "~"))  # as engine/data_paths tells them apart
+    return _folder_version(Path(name), None) if is_folder else _package_version(name)
+
+
+def _package_version(name: str) -> str:
+    """Of an import name's distributions; empty for one that isn't installed, which reading refuses."""
+    from importlib import metadata
+
+    found = metadata.packages_distributions().get(name.partition(".")[0], [])
+    return " ".join(sorted(f"{each} {metadata.version(each)}" for each in set(found)))
+
+
+def _folder_version(folder: Path, revision: str | None) -> str:
+    """The commit and what differs from it; of a folder that is no repository, what its files are."""
+    head = _git(folder, "rev-parse", "--verify", "--end-of-options", f"{revision or 'HEAD'}^{{commit}}")
+    if head is None:
+        return _listing(sorted(path for path in folder.rglob("*") if path.is_file()), folder)
+    if revision:
+        return head.strip()
+    changed = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".") or ""
+    top = Path((_git(folder, "rev-parse", "--show-toplevel") or str(folder)).strip())
+    files = [top / entry[3:] for entry in changed.split("\0") if entry]
+    return f"{head.strip()} {_listing(files, top)}" if files else head.strip()
+
+
+def _listing(files: Sequence[Path], folder: Path) -> str:
+    """A digest of names, sizes and times: a tree that isn't committed may hold gigabytes beside its code."""
+    lines = []
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        try:
+            stat = file.stat()
+            lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
+        except OSError:
+            lines.append(f"{name} gone")
+    return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """None where there is no git, or no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
