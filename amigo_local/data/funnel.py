@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,13 +97,17 @@ def counts_table(counts: Counts) -> Table:
     return Table("Samples", (Column("source"), Column("what"), Column("samples", "count")), tuple(counts))
 
 
+_FILE = re.compile(r"/|(?::| line )\d+$")
+
+
 def places_table(funnels: Sequence[SourceFunnel]) -> Table | None:
-    """Where the first of what was left out can be found; None when nobody said where."""
+    """Files and lines of the first that were left out: what a person may want to mend. Names of functions, which
+    stats.json has too, would fill a screen. None when there is nothing of that kind."""
     rows = [
-        (funnel.label, reason, ", ".join(places))
+        (funnel.label, reason, ", ".join(files))
         for funnel in funnels
         for reason, places in funnel.places.items()
-        if places
+        if (files := [place for place in places if _FILE.search(place)])
     ]
     return Table("First left out", (Column("source"), Column("reason"), Column("where")), tuple(rows)) if rows else None
 
