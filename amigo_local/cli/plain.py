@@ -14,6 +14,7 @@ from amigo_local.domain.events import (
     Progress,
     Record,
     SampleShown,
+    StageStarted,
     Table,
     TokenGenerated,
 )
@@ -36,6 +37,8 @@ class PlainRenderer:
                 self._token(record.stage, event)
             return
         self._end_line()
+        if isinstance(event, StageStarted):
+            self._last_progress.clear()  # a chain comes to the same stage again
         if isinstance(event, Table):
             print_table(event)
         elif isinstance(event, SampleShown):
