@@ -49,7 +49,8 @@ class PlainRenderer:
         elif isinstance(event, Progress):
             key = f"{record.stage} {event.label}"
             done = event.total is not None and event.done >= event.total
-            if done or record.time - self._last_progress.get(key, 0) >= _EVERY_SECONDS:
+            last = self._last_progress.get(key, 0.0)
+            if record.time - last >= _EVERY_SECONDS or (done and last != float("inf")):
                 self._last_progress[key] = float("inf") if done else record.time
                 print(f"{record.stage}: {sentence(event)}", file=sys.stderr, flush=True)
         elif isinstance(event, GenerationFinished) and record.stage != "chat":

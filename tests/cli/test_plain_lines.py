@@ -10,7 +10,7 @@ from amigo_local.domain.events import AnyEvent, Progress, Record, StageStarted
 
 def test_the_second_prepare_of_a_chain_tells_its_progress_too(capsys: pytest.CaptureFixture[str]) -> None:
     show = PlainRenderer()
-    seconds = iter(range(100))
+    seconds = iter(range(1000, 1100))
 
     def tell(event: AnyEvent) -> None:
         show(Record("run", 0, float(next(seconds)), "prepare", event))
