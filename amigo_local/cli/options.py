@@ -44,6 +44,7 @@ def _unwrap(hint: Any) -> tuple[Any, Meta | None]:
     return hint, meta
 
 
+_SHORT = {"count": ("-n",)}
 _CHOICES_IN_METAVAR = 12  # more would fill three lines of every usage message
 
 
@@ -73,9 +74,8 @@ def _parameter(
     else:
         shown_as = None if isinstance(kind, click.Choice) else _metavar(name, kind)
     shown: str = f"{description} [default: {default}]" if default not in (None, (), "") else description
-    return click.Option(
-        [f"--{flag}", name], required=required, default=None, multiple=many, type=kind, help=shown, metavar=shown_as
-    )
+    names = [f"--{flag}", *_SHORT.get(name, ()), name]
+    return click.Option(names, required=required, default=None, multiple=many, type=kind, help=shown, metavar=shown_as)
 
 
 def _click_type(hint: Any) -> click.ParamType[Any, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from amigo_local.data.answer_blocks import answer_blocks
 from amigo_local.data.pair import Pair
+from amigo_local.domain.name_use import names_used
 
 _COMMENT = re.compile(r"(?:#|//).*$", re.MULTILINE)
 
@@ -50,31 +51,8 @@ def _core(code: str) -> str:
 
 
 def used_names(code: str, supplied: Collection[str]) -> frozenset[str] | None:
-    """Which of the supplied names the code reads, calls or imports; one that it defines itself isn't used. None: it
-    doesn't parse, or there is none."""
-    tree = parsed(code) if code.strip() else None
-    if tree is None:
-        return None
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found.update(alias.name.rpartition(".")[2] for alias in node.names)
-    return frozenset(found & set(supplied) - _defined(tree))
-
-
-def _defined(tree: ast.Module) -> set[str]:
-    defined: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            defined.update(target.id for target in targets if isinstance(target, ast.Name))
-    return defined
+    """Which of the supplied names the code uses, as evaluation counts it. None: it doesn't parse, or is empty."""
+    return frozenset(names_used(code, supplied)) if code.strip() and parsed(code) else None
 
 
 def first_function(code: str) -> str:

@@ -18,8 +18,6 @@ from amigo_local.data.reasoning_prose import CORRECTION, deliberation
 from amigo_local.domain.answer_check import AnswerCheck
 from amigo_local.domain.recipe import DataSettings, DifficultySettings
 
-DIFFICULTY_FILE = "difficulty.jsonl"
-
 LENGTH = "length"
 LONG_CHAIN_WORDS = 150
 LONG_CHAIN_RATIO = 4

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,7 +21,7 @@ from amigo_local.data.preferences import Preference
 from amigo_local.domain.errors import AmigoError
 
 if TYPE_CHECKING:
-    pass
+    from multiprocessing.connection import Connection
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,14 +41,58 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 STEADY = Pace()
 
 
+class _Ended(Exception):
+    """A worker is gone."""
+
+
+class _Worker:
+    """A process with a pipe of its own, so that its end is seen at once, also in the middle of an answer: a pool of
+    concurrent.futures waits for the rest for ever (CPython 3.11, process.py: wait_result_broken_or_wakeup)."""
+
+    def __init__(self, job: bytes) -> None:
+        import multiprocessing
+
+        # Started afresh rather than forked: this process may have threads and a GPU by now.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        try:
+            self._process.start()
+        except BrokenPipeError as error:  # while it was told what to run
+            raise _Ended from error
+        finally:
+            theirs.close()
+
+    def filtered(self, batch: bytes) -> Filtered:
+        """Raises what the filters raise there, and _Ended."""
+        try:
+            self._pipe.send_bytes(batch)
+            answer: Filtered | Exception = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _Ended from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def end(self) -> None:
+        """It has nothing to put in order. Whoever waits for its answer is told that it ended."""
+        self._process.kill()
+        self._process.join()
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
 class FilterPool:
     """A PairFilter here, and from so many pairs on others in processes of their own."""
 
     def __init__(self, job: FilterJob, pace: Pace) -> None:
         self._job, self._pace = job, pace
-        self._encoded_job = msgspec.msgpack.encode(job)
         self._here: PairFilter | None = None
-        self._pool: ProcessPoolExecutor | None = None
+        self._workers: list[_Worker] = []
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None
+        """One for each worker, which waits for it."""
         self._processes = pace.processes or _cores()
         self._given = 0
 
@@ -59,8 +102,12 @@ class FilterPool:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.end()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
 
     def run(self, batches: Iterable[Sequence[Pair]]) -> Iterator[Filtered]:
         """One answer for each batch, in their order; only a few batches are read ahead."""
@@ -73,56 +120,51 @@ class FilterPool:
                     self._here = self._here or PairFilter(self._job)
                     yield self._here.filtered(batch)
                     continue
-                waiting.append(self._started().submit(_filter_there, self._encoded_job, encode(batch)))
+                waiting.append(self._started().submit(self._filtered_there, encode(batch)))
                 if len(waiting) > self._processes + 1:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
+        except _Ended as error:
             raise AmigoError(
                 "a process that filters samples was ended from outside, most likely for lack of memory",
                 "close other programs and run again: it goes on from where it was",
             ) from error
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            import multiprocessing
+    def _started(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            job = msgspec.msgpack.encode(self._job)
+            for _ in range(self._processes):
+                self._workers.append(_Worker(job))
+                self._idle.put(self._workers[-1])
+            self._threads = ThreadPoolExecutor(self._processes)
+        return self._threads
 
-            # Started afresh rather than forked: this process may have threads and a GPU by now.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, _live_with_parent)
-        return self._pool
+    def _filtered_there(self, batch: bytes) -> Filtered:
+        worker = self._idle.get()
+        try:
+            return worker.filtered(batch)
+        finally:
+            self._idle.put(worker)
 
 
-@lru_cache(maxsize=1)
-def _there(job: bytes) -> tuple[PairFilter, msgspec.msgpack.Decoder[Any]]:
-    """A worker's filter, which is slow to make."""
-    decoded = msgspec.msgpack.decode(job, type=FilterJob)
-    pair_type = Preference if decoded.kept_type is KeptPreference else Pair
-    return PairFilter(decoded), msgspec.msgpack.Decoder(list[pair_type])  # type: ignore[valid-type]
+def _serve(pipe: Connection, encoded: bytes) -> None:
+    """A worker's life: it ends when its owner closes the pipe, or dies. The keyboard interrupts the owner alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = msgspec.msgpack.decode(encoded, type=FilterJob)
+    pair_filter = PairFilter(job)
+    pair_type = Preference if job.kept_type is KeptPreference else Pair
+    decoder = msgspec.msgpack.Decoder(list[pair_type])  # type: ignore[valid-type]  # known when it runs
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            batch = pipe.recv_bytes()
+            try:
+                answer: Filtered | Exception = pair_filter.filtered(decoder.decode(batch))
+            except Exception as error:  # noqa: BLE001 -- raised again by the owner, who reports it
+                answer = error
+            pipe.send(answer)
 
 
 def _cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _live_with_parent() -> None:
-    """A parent that is killed can't end its workers, and they would wait for work for ever. One that is interrupted
-    from the keyboard ends them in its own time."""
-    import multiprocessing
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _filter_there(job: bytes, batch: bytes) -> Filtered:
-    pair_filter, decoder = _there(job)
-    return pair_filter.filtered(decoder.decode(batch))

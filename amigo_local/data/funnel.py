@@ -113,17 +113,20 @@ def places_table(funnels: Sequence[SourceFunnel]) -> Table | None:
 
 
 def nothing_left(funnels: Sequence[SourceFunnel], steps: Sequence[str]) -> InputError:
-    """Says of every source what ate it, and what can be done about the worst."""
-    eaten: Counter[str] = Counter()
+    """Says of every source what ate it, filters first, and what can be done about the worst."""
+    sieved: Counter[str] = Counter()  # by filters and limits: what a source doesn't take was never asked for
+    unread: Counter[str] = Counter()
     sentences = []
     for funnel in funnels:
         reasons = Counter(dict(funnel.left_out(steps)))
-        eaten += reasons
-        shown = ", ".join(f"{count} by {reason!r}" for reason, count in reasons.most_common(4))
+        last = Counter({reason: count for reason, count in reasons.items() if reason not in funnel.unread})
+        sieved, unread = sieved + last, unread + reasons - last
+        told = [*last.most_common(4), *(reasons - last).most_common(4)][:4]
+        shown = ", ".join(f"{count:,} by {reason!r}" for reason, count in told)
         more = f" and {len(reasons) - 4} other reasons" if len(reasons) > 4 else ""
-        what = f"all {funnel.read} of {funnel.label} were left out" if funnel.read else f"{funnel.label} gave nothing"
+        what = f"all {funnel.read:,} of {funnel.label} were left out" if funnel.read else f"{funnel.label} gave nothing"
         sentences.append(f"{what}: {shown}{more}" if shown else what)
-    return InputError(f"nothing is left to train on; {'; '.join(sentences)}", hint_for(eaten))
+    return InputError(f"nothing is left to train on; {'; '.join(sentences)}", hint_for(sieved or unread))
 
 
 def hint_for(reasons: Counter[str]) -> str:

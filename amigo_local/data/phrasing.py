@@ -28,6 +28,7 @@ _VERBS = frozenset(
     verify wait walk warn wrap write yield zip
     """.split()  # noqa: SIM905 -- prose, not a column of 250 literals
 )
+_BEGINS = re.compile(r"\s*(?:This|It|If|When|The|Note|Returns?|Raises?|Uses?|By default|For|In|An?|Each|Any)\b")
 _S_ENDINGS = ("s", "sh", "ch", "x", "z", "o")
 
 
@@ -39,10 +40,9 @@ def request(qualified_name: str, signature: str, paragraph: str) -> str | None:
     """
     base, _, rest = paragraph.partition(" ")
     verb = _imperative(base)
-    if verb is None or not rest:
+    if verb is None or not rest or rest.startswith("of "):  # "Records of a journal" are things
         return None
-    rest = rest if rest.endswith((".", "!", "?", ":")) else rest + "."
-    rest = rest[:-1] + "." if rest.endswith(":") else rest
+    rest = _ended(rest)
     clause, plain = f"{third_person(verb)} {rest}", f"{verb} {rest}"
     indented = f"{verb.capitalize()} {rest}"
     phrasings = (
@@ -55,14 +55,17 @@ def request(qualified_name: str, signature: str, paragraph: str) -> str | None:
         f'Complete this Python function:\n\n```python\ndef {signature}:\n    """{indented}"""\n```',
     )
     chosen = int.from_bytes(hashlib.sha256(qualified_name.encode()).digest()[:4], "big") % len(phrasings)
-    if "How do I" in phrasings[chosen] and (". " in rest or len(rest) > 90):
+    if "How do I" in phrasings[chosen] and (re.search("[.:;] ", rest) or len(rest) > 90):
         chosen = 0  # more than one sentence doesn't fit into a question
-    return phrasings[chosen]
+    asked = phrasings[chosen]
+    if asked.startswith("Can you") and asked.endswith(".") and not re.search("[.:;] ", rest):
+        return f"{asked[:-1]}?"
+    return asked
 
 
 def described(qualified_name: str, signature: str, paragraph: str) -> str:
     """As `request`; a paragraph that names a thing instead of an action is quoted."""
-    said = paragraph if paragraph.endswith((".", "!", "?")) else f"{paragraph}."
+    said = _ended(paragraph)
     return request(qualified_name, signature, paragraph) or _one_of(
         qualified_name,
         (
@@ -108,7 +111,7 @@ def with_examples(asked: str, examples: str) -> str:
 def to_mend(qualified_name: str, code: str, error: str, about: str) -> str:
     """A function that fails, with what it says; `about` is what it should do, or empty."""
     block, said = f"```python\n{code}\n```", f"```\n{error}\n```"
-    purpose = f" It should do this: {about}" if about else ""
+    purpose = f" It should do this: {_ended(about)}" if about else ""
     return _one_of(
         f"{qualified_name} {error}",
         (
@@ -132,6 +135,12 @@ def to_change(key: str, message: str, path: str, language: str, old: str) -> str
             f"I have this file.\n\n{block}\n\nWhat I want: {message}\n\nShow me the changed code.",
         ),
     )
+
+
+def _ended(text: str) -> str:
+    """With a full stop, also where a colon leads to examples that don't come along."""
+    text = text.rstrip(": ")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _one_of(key: str, phrasings: tuple[str, ...]) -> str:
@@ -160,7 +169,10 @@ def third_person(verb: str) -> str:
 
 def clean_paragraph(docstring: str) -> str:
     """The first paragraph on one line, reStructuredText roles and double backquotes made plain."""
-    paragraph = " ".join(docstring.strip().split("\n\n")[0].split())
+    lines = docstring.strip().split("\n\n")[0].split("\n")
+    if len(lines) > 1 and not lines[0].rstrip().endswith((".", ",", ":", ";", "!", "?")) and _BEGINS.match(lines[1]):
+        lines[0] += "."  # a summary without its full stop
+    paragraph = " ".join(" ".join(lines).split())
     paragraph = re.sub(r":[a-z]+(?::[a-z]+)?:`~?([^`]+)`", r"`\1`", paragraph)
     paragraph = re.sub(r"``([^`]+)``", r"`\1`", paragraph)
     return re.sub(r"`([^`']+)'", r"`\1`", paragraph)  # `old quotes'

@@ -84,7 +84,9 @@ class Reading:
         """Counts what is left out, and remembers where, if that is of use to a person."""
         self.skipped[reason] += 1
         if where and len(known := self.places.setdefault(reason, [])) < NAMED_SKIPS:
-            known.append(where)
+            shown = where.encode("utf-8", "replace").decode()  # a file's name needn't be UTF-8
+            if shown not in known:  # a folder may be read for docstrings, and again for contexts
+                known.append(shown)
 
 
 class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -110,4 +110,4 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> AmigoError:
-    return AmigoError(f"{path.name} can't be written: {error.strerror or error}", "free some disk space, and run again")
+    return AmigoError(f"{path} can't be written: {error.strerror or error}", "free some disk space, and run again")

@@ -37,6 +37,8 @@ _ALIASES = {
     "cxx": "cpp",
     "hpp": "cpp",
     "h": "c",
+    "c#": "csharp",
+    "cs": "csharp",
 }
 # Language → module of its grammar, and the function in it.
 _GRAMMARS = {

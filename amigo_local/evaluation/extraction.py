@@ -19,12 +19,17 @@ def extract_code(answer: str, entry_point: str, prompt: str) -> str:
     code and a torn end (an answer cut by its token limit) are left off. An answer that is only a
     body is put under `prompt`. Where nothing fits, what was found is returned, to fail its checks.
     """
-    blocks = [textwrap.dedent(block) for block in _FENCE.findall(answer)]
+    blocks = [textwrap.dedent(block) for block in fenced_texts(answer)]
     for text in [*blocks, answer]:
         code = _definition_in(text, entry_point)
         if code is not None:
             return code
     return _under(prompt, blocks[0] if blocks else answer)
+
+
+def fenced_texts(answer: str) -> list[str]:
+    """What stands between fences, in order; of a block that is cut what there is."""
+    return _FENCE.findall(answer)
 
 
 def _definition_in(text: str, entry_point: str) -> str | None:

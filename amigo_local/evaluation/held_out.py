@@ -23,6 +23,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
     name: str = ""
     source: str = ""
+    module: str = ""
     check: AnswerCheck | None = None
     completion: str = ""
     chosen: str = ""
@@ -55,6 +56,11 @@ class _PromptOnly(msgspec.Struct, frozen=True):
     prompt: str
 
 
+class _Trained(msgspec.Struct, frozen=True):
+    prompt: str
+    module: str = ""
+
+
 def prompt_file(dataset: str) -> Path:
     """Raises InputError when there is none."""
     path = Path(dataset).expanduser().absolute()
@@ -82,8 +88,9 @@ def read_requests(dataset: str) -> tuple[Request, ...]:
 
 
 def trained_prompts(datasets: Iterable[str]) -> frozenset[bytes]:
-    """Marks of the requests that are in the training part of any of those folders; files have none."""
-    decoder = msgspec.json.Decoder(_PromptOnly)
+    """Marks of the requests, and of their modules, that are in the training part of any of those folders; files have
+    none."""
+    decoder = msgspec.json.Decoder(_Trained)
     marks = set()
     for dataset in datasets:
         path = Path(dataset).expanduser() / TRAIN_FILE
@@ -91,14 +98,17 @@ def trained_prompts(datasets: Iterable[str]) -> frozenset[bytes]:
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
                     try:
-                        marks.add(_mark(decoder.decode(line).prompt))
+                        row = decoder.decode(line)
                     except msgspec.MsgspecError as error:
                         raise InputError(f"{path}:{number}: no row of a set ({error})", "prepare it again") from error
+                    marks |= {_mark(row.prompt), _mark(f"module\n{row.module}")} if row.module else {_mark(row.prompt)}
     return frozenset(marks)
 
 
 def is_trained(request: Request, marks: frozenset[bytes]) -> bool:
-    return _mark(request.prompt) in marks
+    """Also by another request about the same module: the answer to one may be the other's context."""
+    by_module = bool(request.module) and _mark(f"module\n{request.module}") in marks
+    return by_module or _mark(request.prompt) in marks
 
 
 def _mark(prompt: str) -> bytes:

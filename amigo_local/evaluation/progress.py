@@ -103,6 +103,11 @@ def unit_of(name: str) -> Unit:
     return _MEASURES[name].unit
 
 
+def suite_of(name: str) -> str:
+    """Which suite must be run for a metric."""
+    return _MEASURES[name].suite
+
+
 def metrics(result: EvaluationResult, side: int = LATEST) -> dict[str, Metric]:
     """By name, in a fixed order; what wasn't measured is left out.
 

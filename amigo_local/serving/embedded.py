@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,13 +60,16 @@ class EmbeddedBackend:
         find: Callable[[str], LibraryEntry],
         *,
         adapters: Mapping[str, AdaptedModel] = {},
+        loadable: Callable[[Path], AbstractContextManager[Path]] = nullcontext,
         threads: int | None = None,
         gpu_layers: int | None = None,
     ) -> None:
-        """`threads`: None takes the physical cores but one: they wait by spinning, and on a core that is
+        """`loadable`: what stands for a file that llama.cpp refuses as it is, for as long as it is loaded.
+        `threads`: None takes the physical cores but one: they wait by spinning, and on a core that is
         busy with something else, every token waits for it. `gpu_layers`: None puts on a graphics card what fits."""
         self.name = f"embedded llama.cpp (llama-cpp-python {llama_cpp.__version__})"
-        self._find, self._adapters = find, adapters
+        self._find, self._adapters, self._loadable = find, adapters, loadable
+        self._files = ExitStack()
         self._threads = threads or max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 1) - 1)
         self._gpu_layers = gpu_layers
         self._session: LlamaSession | None = None
@@ -133,6 +137,7 @@ class EmbeddedBackend:
         """Frees whatever model is loaded."""
         if self._session:
             self._session.close()
+        self._files.close()
         self._session = self._loaded = None
 
     def _resolve(self, model: str) -> _Loadable:
@@ -148,9 +153,8 @@ class EmbeddedBackend:
         key = wanted.gguf, wanted.adapter, context_length
         if self._session is None or self._loaded != key:
             self.close()
-            self._session = LlamaSession(
-                wanted.gguf, context_length, self._threads, self._gpu_layers, adapter=wanted.adapter
-            )
+            file = self._files.enter_context(self._loadable(wanted.gguf))
+            self._session = LlamaSession(file, context_length, self._threads, self._gpu_layers, adapter=wanted.adapter)
             self._loaded = key
         return self._session
 

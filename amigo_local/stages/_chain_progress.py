@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from amigo_local.domain.artifact import Artifact
-from amigo_local.domain.errors import AmigoError
+from amigo_local.domain.errors import AmigoError, InputError
 from amigo_local.engine.contract import StageContext
 
 if TYPE_CHECKING:
@@ -24,6 +24,23 @@ class ChainProgress:
     def __init__(self, context: StageContext, planning: bool) -> None:
         self._context, self._planning = context, planning
         self._history: list[tuple[str, EvaluationResult]] = []
+
+    def check_gates(self, gates: Mapping[str, Mapping[str, str]]) -> None:
+        """Raises InputError for what a gate asks for (stage -> its gate) and the first measurement couldn't show:
+        every later one is asked the same, and would be stopped for it after its training."""
+        if self._planning:
+            return
+        from amigo_local.evaluation.progress import metrics, unit_of
+
+        measured = metrics(self._history[0][1])
+        for name, gate in gates.items():
+            # Of an answer without code no tokens before it can be counted; a later stage may write some.
+            missing = [metric for metric in gate if metric not in measured and unit_of(metric) == "share"]
+            if missing:
+                raise InputError(
+                    f"the gate of {name} asks for {', '.join(missing)}, which can't be measured here",
+                    "the notes above say why; mend that, or take it out of the recipe's gate",
+                )
 
     def add(self, name: str, report: Artifact, gate: Mapping[str, str]) -> None:
         """Says what moved. Raises AmigoError, with the evidence, where the stage's gate isn't met."""

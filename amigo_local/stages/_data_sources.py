@@ -6,9 +6,8 @@ import glob
 import hashlib
 import os
 import platform
-import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,8 @@ class _LateSandbox:
 def pinned(data: DataSettings, context: StageContext) -> DataSettings:
     """The settings with the commit of every hub set, so that the same settings always mean the same rows.
 
-    An optional set that can't be reached stays as it is, which is said; another one raises HubAbsent.
+    An optional set that can't be reached stays as it is, which is said; another one raises HubAbsent. One that was
+    reached isn't optional any more: its commit says that its rows are in the set.
     """
     from amigo_local.stages._hub_sets import open_hub
 
@@ -95,7 +95,7 @@ def _pinned(source: Any, hub: OpenHub, context: StageContext) -> Any:
         return source
     if revision != source.revision:
         context.note(f"{source.hub} is at {revision}")
-    return msgspec.structs.replace(source, revision=revision)
+    return msgspec.structs.replace(source, revision=revision, optional=False)
 
 
 def _hub_revision(source: HubSource, hub: OpenHub) -> str:
@@ -118,7 +118,11 @@ def source_digests(sources: Sequence[DataSource], context: StageContext) -> dict
     hub = open_hub(context)
     for source in _flat(sources):
         for name, digest in _digests(source, hub, context):
-            found[f"{source.kind}:{name}"] = digest
+            key, number = f"{source.kind}:{name}", 1
+            while found.get(key, digest) != digest:  # another file or folder of that name
+                number += 1
+                key = f"{source.kind}:{name} ({number})"
+            found[key] = digest
     return found
 
 
@@ -137,8 +141,8 @@ def _digests(source: DataSource, hub: OpenHub, context: StageContext) -> Iterato
             yield from ((name, _package_version(name)) for name in _several(names))
         case DoctestSource(doctest=names) | BugInjectionSource(bug_injection=names):
             yield from ((Path(name).name, _code_version(name)) for name in _several(names))
-        case RepoSource(repo=folder, revision=revision):
-            yield Path(folder).name, _folder_version(Path(folder), revision)
+        case RepoSource(repo=folder):
+            yield Path(folder).name, _repository_version(source)
         case HubSource():
             yield source.hub, _hub_revision(source, hub)
         case VotesSource(votes=name):
@@ -170,7 +174,7 @@ def _code_version(name: str) -> str:
     if name == "stdlib":
         return platform.python_version()
     is_folder = "/" in name or os.sep in name or name.startswith((".", "~"))  # as engine/data_paths tells them apart
-    return _folder_version(Path(name), None) if is_folder else _package_version(name)
+    return _folder_version(Path(name)) if is_folder else _package_version(name)
 
 
 def _package_version(name: str) -> str:
@@ -181,20 +185,40 @@ def _package_version(name: str) -> str:
     return " ".join(sorted(f"{each} {metadata.version(each)}" for each in set(found)))
 
 
-def _folder_version(folder: Path, revision: str | None) -> str:
+def _repository_version(source: RepoSource) -> str:
+    """History is read from a commit, whatever the files look like now; functions are read from the files, whatever
+    `revision` says."""
+    folder = Path(source.repo)
+    history = (_commit(folder, source.revision or "HEAD") or "") if "commits" in source.take else ""
+    if set(source.take) == {"commits"}:
+        return history
+    files = _folder_version(folder)
+    return f"{files}, history of {history}" if history and not files.startswith(history) else files
+
+
+def _folder_version(folder: Path) -> str:
     """The commit and what differs from it; of a folder that is no repository, what its files are."""
-    head = _git(folder, "rev-parse", "--verify", "--end-of-options", f"{revision or 'HEAD'}^{{commit}}")
+    head = _commit(folder, "HEAD")
     if head is None:
-        return _listing(sorted(path for path in folder.rglob("*") if path.is_file()), folder)
-    if revision:
-        return head.strip()
-    changed = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".") or ""
+        return _listing(filter(_is_read, sorted(path for path in folder.rglob("*") if path.is_file())), folder)
+    # What git doesn't track isn't read.
+    changed = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=no", ".") or ""
     top = Path((_git(folder, "rev-parse", "--show-toplevel") or str(folder)).strip())
-    files = [top / entry[3:] for entry in changed.split("\0") if entry]
-    return f"{head.strip()} {_listing(files, top)}" if files else head.strip()
+    files = [file for entry in changed.split("\0") if entry and _is_read(file := top / entry[3:])]
+    return f"{head} {_listing(files, top)}" if files else head
 
 
-def _listing(files: Sequence[Path], folder: Path) -> str:
+def _commit(folder: Path, revision: str) -> str | None:
+    found = _git(folder, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    return found.strip() if found is not None else None
+
+
+def _is_read(file: Path) -> bool:
+    """Code, and what may say its licence; what is written beside it while a person works changes no sample."""
+    return file.suffix == ".py" or file.name.lower().startswith(("licen", "copying", "unlicense"))
+
+
+def _listing(files: Iterable[Path], folder: Path) -> str:
     """A digest of names, sizes and times: a tree that isn't committed may hold gigabytes beside its code."""
     lines = []
     for file in files:
@@ -204,13 +228,14 @@ def _listing(files: Sequence[Path], folder: Path) -> str:
             lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
         except OSError:
             lines.append(f"{name} gone")
-    return "sha256:" + hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(os.fsencode("\n".join(sorted(lines)))).hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """None where there is no git, or no repository."""
+    from amigo_local.data.code.tracked_files import git_output
+
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-    except OSError:
+        return os.fsdecode(git_output(folder, *arguments))  # names of files are bytes, and needn't be UTF-8
+    except InputError:
         return None
-    return done.stdout if done.returncode == 0 else None

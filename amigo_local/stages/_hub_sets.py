@@ -131,11 +131,14 @@ class _File:
     _of: _Fetching
 
     def local(self) -> Path:
+        from amigo_local.serving.set_cache import COMMIT, MAIN
+
         of = self._of
         if (here := of.cache.file(of.snapshot, self._file)) is not None:
             return here
         hub = self._asked()
-        of.cache.keep(of.snapshot, of.branch)
+        # A pinned branch comes as a commit: what was fetched last is what main is at, for as long as no hub answers.
+        of.cache.keep(of.snapshot, MAIN if COMMIT.fullmatch(of.branch) else of.branch)
         directory = of.cache.directory(of.snapshot)
         (directory / self.path).parent.mkdir(parents=True, exist_ok=True)
         self._check_space(directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -60,6 +60,8 @@ def loop(request: RecipeRequest, context: StageContext, *, until: str | None = N
     recipes = tuple(stage.recipe for stage in load_chain(request.recipe, request.overrides).stages)
     for recipe in recipes:
         _check_settings(recipe)
+    if len(recipes) > 1 and until not in ("prepare", "train"):
+        _check_measured(recipes)
     first = recipes[0]
     ref = source_ref(request, first)
     if ref.kind == "ollama" and (server := reachable(context.settings)) and not server.has(ref.value):
@@ -111,6 +113,25 @@ def _check_settings(recipe: Recipe) -> None:
     _check_sources(recipe)
     check_settings(recipe.train)
     parse_gate(recipe.gate)
+
+
+def _check_measured(recipes: Sequence[Recipe]) -> None:
+    """Refuses what would stop a chain after hours of training: what can't be measured after a stage."""
+    from amigo_local.evaluation.progress import suite_of
+
+    if recipes[0].train.lora.use_dora:
+        raise InputError(
+            "train.lora.use_dora: a chain measures every stage's adapter with llama.cpp, which can't apply DoRA",
+            "--set train.lora.use_dora=false, or run the recipes one after the other, each with train.adapter: run:ID",
+        )
+    suites = {suite for recipe in recipes for suite in recipe.evaluate.suites}
+    for recipe in recipes:
+        for metric in recipe.gate:
+            if (suite := suite_of(metric)) not in suites:
+                raise InputError(
+                    f"the gate of {recipe.name} asks for {metric}, and no recipe of the chain measures it",
+                    f"add {suite} to evaluate.suites, or take {metric} out of the gate",
+                )
 
 
 def _check_sources(recipe: Recipe) -> None:

@@ -59,15 +59,14 @@ class Refinement:
         lineage: list[tuple[Figure, ...]] = []
         if not self.single:
             progress.add(BASE, (yield from self._measured(BASE, None)), {})
+            progress.check_gates({recipe.name: recipe.gate for recipe in self.recipes})
         for recipe in self.recipes:
             before, adapter = adapter, (yield from self._trained(recipe, adapter))
             lineage.append((recipe.name, _short(adapter), _short(before) if before else "the base", adapter.path))
             if self.single:
                 break
-            tag = None
             if self.export_each and recipe is not self.recipes[-1]:
-                tag = f"{self.name}-{recipe.name.partition('_')[0]}"
-                yield from self._registered(recipe, adapter, tag)
+                yield from self._registered(recipe, adapter, self._stage_tag(recipe))
             progress.add(recipe.name, (yield from self._measured(recipe.name, adapter)), recipe.gate)
         assert adapter is not None
         if not self.single and not planning:
@@ -75,6 +74,12 @@ class Refinement:
             context.emit(Table("Lineage", columns, tuple(lineage)))
         registered = yield from self._registered(self.recipes[-1], adapter, self.name)
         return (yield from self._compared(adapter, registered))
+
+    def _stage_tag(self, recipe: Recipe) -> str:
+        """`name:12b-stage1` of stage1_nl_to_code, unless another stage is called so too."""
+        short = recipe.name.partition("_")[0]
+        alone = sum(other.name.partition("_")[0] == short for other in self.recipes) == 1
+        return f"{self.name}-{_plain(short if alone else recipe.name)}"
 
     def _of(self, recipe: Recipe) -> str:
         return "" if self.single else recipe.name
@@ -119,7 +124,7 @@ class Refinement:
                 dataset=dataset,
                 from_checkpoint=bool(recipe.model.base),  # the adapter was trained on it
                 imatrix=imatrix,
-                name=re.sub(r"[^\w.-]+", "-", tag),
+                name=_plain(tag),
                 check_prompts=recipe.export.check_prompts,
             ),
             of,
@@ -180,6 +185,11 @@ class Refinement:
         for recipe in self.recipes:
             suites |= dict.fromkeys(recipe.evaluate.suites)
         return msgspec.structs.replace(self.recipes[-1].evaluate, suites=tuple(suites))
+
+
+def _plain(name: str) -> str:
+    """As it may stand in a tag and in a file's name."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _short(artifact: Artifact) -> str:

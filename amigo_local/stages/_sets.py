@@ -47,10 +47,9 @@ def _method(recipes: Sequence[Recipe], name: str) -> str:
 
 def _candidates(source: CandidatesSource, ref: str, of: str) -> Generator[Step, Artifact, dict[str, str]]:
     from amigo_local.data.sources.candidates import key_of
-    from amigo_local.stages.candidates import CandidatesParams
+    from amigo_local.stages.candidates import params_of
 
-    asked = msgspec.structs.replace(source, pairs=(), limit=None)  # what is made of the answers is another matter
-    made = yield Step("candidates", CandidatesParams(ref=ref, source=asked), of)
+    made = yield Step("candidates", params_of(source, ref), of)
     return {key_of(source): made.path}
 
 
@@ -84,11 +83,12 @@ def _with_replayed(
         if names:
             kept.append(msgspec.structs.replace(source, replay=names))
         for name in names:
-            folders |= _folders_of(name, earlier, context)
+            folders |= folders_of(name, earlier, context)
     return msgspec.structs.replace(data, sources=tuple(kept)), folders
 
 
-def _folders_of(name: str, earlier: Mapping[str, str], context: StageContext) -> dict[str, str]:
+def folders_of(name: str, earlier: Mapping[str, str], context: StageContext) -> dict[str, str]:
+    """The sets that a name in `replay` means. Raises InputError for a run that isn't there or has made none."""
     if name == EARLIER:
         return {f"{EARLIER} {stage}": path for stage, path in earlier.items()}
     if not name.startswith("run:"):

@@ -19,15 +19,13 @@ from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, Params, RecipeRequest, Stage, StageContext, StageResult, Step
 from amigo_local.stages._models import resolve
 from amigo_local.stages._shapes import gguf_bytes
-from amigo_local.stages._talk import choose_backend
+from amigo_local.stages._talk import READ_BYTES_PER_SECOND, RUNTIME_BYTES, choose_backend, programs_run, talks_as
 
 if TYPE_CHECKING:
     from amigo_local.data.candidates import Candidate
     from amigo_local.data.difficulty import Judgement
     from amigo_local.data.pair import Pair
 
-_READ_BYTES_PER_SECOND = 65 * 103.7e6  # of weights, once a token: SmolLM2-135M Q4_1, one thread (docs/measurements.md)
-_RUNTIME_BYTES = 300 << 20  # interpreter, llama.cpp, KV cache of 4096 tokens
 _BYTES_PER_ANSWER = 8 << 10
 _CONTEXT_TOKENS = 4096
 _CHARACTERS_PER_TOKEN = 2  # few, so that what is thought to fit does
@@ -55,14 +53,23 @@ def steps(request: RecipeRequest, context: StageContext) -> Chain:
         wanted = tuple(source for source in recipe.data.sources if isinstance(source, CandidatesSource))
         for source in pinned(DataSettings(sources=wanted), context).sources:
             assert isinstance(source, CandidatesSource)
-            params = CandidatesParams(ref=str(source_ref(request, recipes[0])), source=source)
-            yield Step("candidates", params, recipe.name if len(recipes) > 1 else "")
+            ref = str(source_ref(request, recipes[0]))
+            yield Step("candidates", params_of(source, ref), recipe.name if len(recipes) > 1 else "")
+
+
+def params_of(source: CandidatesSource, ref: str) -> CandidatesParams:
+    """What is made of the answers is another matter: sources that differ in that alone share them."""
+    return CandidatesParams(ref=ref, source=msgspec.structs.replace(source, pairs=(), limit=None))
 
 
 def inputs(params: CandidatesParams, context: StageContext) -> dict[str, str]:
     from amigo_local.stages._data_sources import source_digests
 
-    found = {"model": resolve(params.ref, context).digest, "backend": choose_backend((params.ref,), context).place}
+    found = {
+        "model": talks_as(resolve(params.ref, context)),
+        "backend": choose_backend((params.ref,), context).place,
+        "programs run": programs_run(context),
+    }
     return found | source_digests(params.source.candidates, context)
 
 
@@ -79,19 +86,19 @@ def _needs(params: CandidatesParams, file_bytes: int, context: StageContext) -> 
     """How fast a card would answer isn't known; answers end before their limit, half of it in the demo."""
     source = params.source
     answers = source.problems * (source.samples + 1)
-    seconds = answers * source.max_answer_tokens * 0.5 * file_bytes / _READ_BYTES_PER_SECOND
+    seconds = answers * source.max_answer_tokens * 0.5 * file_bytes / READ_BYTES_PER_SECOND
     return Needs(
-        ram_bytes=file_bytes + _RUNTIME_BYTES,
+        ram_bytes=file_bytes + RUNTIME_BYTES,
         disk_bytes=2 * answers * _BYTES_PER_ANSWER,
         seconds=None if context.machine.gpu_name or not file_bytes else seconds,
     )
 
 
 def run(params: CandidatesParams, context: StageContext) -> StageResult:
-    """Answers and verdicts are kept in the home's cache, by the model's digest: a cut run, and another recipe that
-    asks the same, find them there."""
+    """Answers and verdicts are kept in the home's cache, by what the model's answers depend on: a cut run, and another
+    recipe that asks the same, find them there."""
     from amigo_local.data.candidates import CANDIDATES_FILE
-    from amigo_local.data.difficulty import DIFFICULTY_FILE
+    from amigo_local.data.row import DIFFICULTY_FILE
     from amigo_local.evaluation.sandbox import open_sandbox
     from amigo_local.stages._candidate_answers import ask, judge
 
@@ -122,7 +129,7 @@ def run(params: CandidatesParams, context: StageContext) -> StageResult:
 
 
 def _cache(params: CandidatesParams, place: str, context: StageContext) -> Path:
-    told = f"{resolve(params.ref, context).digest}\n{place}"
+    told = f"{talks_as(resolve(params.ref, context))}\n{place}"
     return context.workspace.cache_dir / "candidates" / hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

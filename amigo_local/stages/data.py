@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
+
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.data_source import CandidatesSource, DataSource, HubSource, ReplaySource, Source
 from amigo_local.domain.errors import InputError
@@ -14,6 +16,8 @@ from amigo_local.domain.events import Column, Table
 from amigo_local.domain.recipe import DataSettings, Recipe
 from amigo_local.domain.strict import Positive
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult, argument, option
+from amigo_local.stages._loop import _check_sources, source_ref
+from amigo_local.stages._sets import EARLIER, folders_of
 
 if TYPE_CHECKING:
     from amigo_local.data.reading import SourceFacts
@@ -27,7 +31,6 @@ class DataParams(Params, frozen=True, kw_only=True):
     overrides: Annotated[tuple[str, ...], option("key.path=value", hidden=True)] = ()
 
 
-_MADE_IN_THE_RUN = (CandidatesSource, ReplaySource)
 _COLUMNS = (
     Column("recipe"),
     Column("source"),
@@ -46,12 +49,16 @@ def run(params: DataParams, context: StageContext) -> StageResult:
         raise InputError(f"{recipes[0].name} names no data source", "add one: data.sources: [{stdlib: all}]")
     if params.action == "preview":
         return _preview(recipes, params, context)
-    return _check({recipe.name: recipe.data for recipe in recipes}, context)
+    return _check(recipes, context)
 
 
-def _check(settings: dict[str, DataSettings], context: StageContext) -> StageResult:
+def _check(recipes: Sequence[Recipe], context: StageContext) -> StageResult:
     """Every source in a table, then what it becomes. Raises InputError when one that is needed can't be read."""
-    found = [(name, source, _look(source, context)) for name, data in settings.items() for source in _all_of(data)]
+    found = [
+        (recipe.name, source, facts)
+        for at, recipe in enumerate(recipes)
+        for source, facts in _looked_at(recipe, recipes[:at], context)
+    ]
     rows: list[tuple[Figure, ...]] = [
         (name, label(source), _there(source, facts), facts.license or None, facts.rows, facts.size_bytes)
         for name, source, facts in found
@@ -61,19 +68,51 @@ def _check(settings: dict[str, DataSettings], context: StageContext) -> StageRes
     for _, source, facts in found:
         text = _sentence(source, facts)
         if text not in told:
-            made = isinstance(source, _MADE_IN_THE_RUN)
-            context.note(text, "warning" if facts.problem and not made else "info", "" if made else facts.fix)
+            context.note(text, "warning" if facts.problem else "info", facts.fix)
         told.add(text)
     missing = [(name, source, facts) for name, source, facts in found if not facts.reachable and not _optional(source)]
     if missing:
         name, source, facts = missing[0]
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(f"{name} can't be prepared: {label(source)}: {facts.problem}{others}", facts.fix)
-    absent = sum(not facts.reachable for _, _, facts in found)
-    context.note(
-        "every source can be read" if not absent else f"it can be prepared without {absent} optional sources", "good"
-    )
-    return StageResult({"sources": len(found), "unreachable": absent})
+        raise InputError(f"{name} can't be prepared: {label(source)}: {_problem(source, facts)}{others}", facts.fix)
+    for recipe in recipes:
+        _check_sources(recipe)
+    absent = [label(source) for _, source, facts in found if not facts.reachable and isinstance(source, HubSource)]
+    without = f"it can be prepared, without {', '.join(dict.fromkeys(absent))}"
+    context.note(without if absent else "every source can be read", "good")
+    return StageResult({"sources": len(found), "unreachable": len(absent)})
+
+
+def _looked_at(
+    recipe: Recipe, earlier: Sequence[Recipe], context: StageContext
+) -> Iterator[tuple[DataSource, SourceFacts]]:
+    for source in _all_of(recipe.data):
+        yield (
+            source,
+            _replayed(source, earlier, context) if isinstance(source, ReplaySource) else _look(source, context),
+        )
+
+
+def _replayed(source: ReplaySource, earlier: Sequence[Recipe], context: StageContext) -> SourceFacts:
+    """What a chain's stages before it make isn't there yet; folders and runs are."""
+    from amigo_local.data.reading import SourceFacts
+    from amigo_local.data.sources import replay
+    from amigo_local.stages._data_sources import reading_of
+
+    there = tuple(name for name in _replayed_names(source) if name != EARLIER)
+    if not there:
+        before = [each.name for each in earlier if each.train.method == "sft"]
+        if not before:
+            alone = "no earlier stage here: nothing is replayed"
+            return SourceFacts(reachable=False, problem=alone, fix="run it in a chain: amigo-local run all")
+        return SourceFacts(reachable=False, used=f"{source.share:.0%} of this set again from {', '.join(before)}")
+    folders: dict[str, str] = {}
+    try:
+        for name in there:
+            folders |= folders_of(name, {}, context)
+    except InputError as error:
+        return SourceFacts(reachable=False, problem=error.message, fix=error.hint)
+    return replay.look(msgspec.structs.replace(source, replay=there), reading_of(context, folders))
 
 
 def _all_of(data: DataSettings) -> Iterator[DataSource]:
@@ -91,16 +130,26 @@ def _look(source: DataSource, context: StageContext) -> SourceFacts:
     return file_of(source).look(source, reading_of(context))
 
 
+def _made_in_the_run(source: DataSource) -> bool:
+    if isinstance(source, ReplaySource):
+        return set(_replayed_names(source)) == {EARLIER}
+    return isinstance(source, CandidatesSource)
+
+
+def _replayed_names(source: ReplaySource) -> tuple[str, ...]:
+    return (source.replay,) if isinstance(source.replay, str) else source.replay
+
+
 def _optional(source: DataSource) -> bool:
     """What is made during the run, or may be missing."""
-    return isinstance(source, _MADE_IN_THE_RUN) or (isinstance(source, HubSource) and source.optional)
+    return _made_in_the_run(source) or (isinstance(source, HubSource) and source.optional)
 
 
 def _there(source: DataSource, facts: SourceFacts) -> str:
     if facts.reachable:
         return "yes"
-    if isinstance(source, _MADE_IN_THE_RUN):
-        return "made in the run"
+    if _made_in_the_run(source):
+        return "made in the run" if not facts.problem else "no"
     return "no, optional" if _optional(source) else "no"
 
 
@@ -119,9 +168,13 @@ def _shortened(name: str) -> str:
     return f"…/{path.name}" if path.is_absolute() else name
 
 
+def _problem(source: DataSource, facts: SourceFacts) -> str:
+    """Without the set's name, which stands before it."""
+    return facts.problem.removeprefix(f"{source.hub}: ") if isinstance(source, HubSource) else facts.problem
+
+
 def _sentence(source: DataSource, facts: SourceFacts) -> str:
-    problem = facts.problem.removeprefix(f"{source.hub}: ") if isinstance(source, HubSource) else facts.problem
-    parts = ["" if isinstance(source, ReplaySource) else problem, facts.used]
+    parts = [_problem(source, facts), facts.used]
     if facts.columns:
         parts.append(f"columns: {', '.join(facts.columns)}")
     if facts.revision:
@@ -132,7 +185,6 @@ def _sentence(source: DataSource, facts: SourceFacts) -> str:
 def _preview(recipes: Sequence[Recipe], params: DataParams, context: StageContext) -> StageResult:
     from amigo_local.data.set_preview import preview
     from amigo_local.stages._data_sources import pinned, reading_of
-    from amigo_local.stages._loop import source_ref
     from amigo_local.stages._models import resolve
     from amigo_local.weights.unpack import unpack_tokenizer
 

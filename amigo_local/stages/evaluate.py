@@ -18,15 +18,19 @@ from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, argument, option
 from amigo_local.stages._evaluation_requests import SKILLS, gather_requests
 from amigo_local.stages._models import newest_run_with, resolve
-from amigo_local.stages._serving import library, need_embedded
+from amigo_local.stages._serving import need_embedded
 from amigo_local.stages._shapes import gguf_bytes
-from amigo_local.stages._talk import choose_backend
+from amigo_local.stages._talk import (
+    READ_BYTES_PER_SECOND,
+    RUNTIME_BYTES,
+    choose_backend,
+    open_embedded,
+    programs_run,
+    talks_as,
+)
 
 if TYPE_CHECKING:
     from amigo_local.evaluation.results import EvaluationResult
-
-_READ_BYTES_PER_SECOND = 65 * 103.7e6  # of weights, once a token: SmolLM2-135M Q4_1, one thread (docs/measurements.md)
-_RUNTIME_BYTES = 300 << 20  # interpreter, llama.cpp, KV cache of 4096 tokens
 
 
 class EvaluateRequest(Params, frozen=True, kw_only=True):
@@ -93,7 +97,10 @@ def inputs(params: EvaluateParams, context: StageContext) -> dict[str, str]:
     from amigo_local.evaluation.held_out import prompt_file
 
     digest = context.workspace.digests.digest
-    found = {f"model {i}": resolve(ref, context).digest for i, ref in enumerate(params.refs)}
+    models = [resolve(ref, context) for ref in params.refs]
+    # With an adapter each is asked by its file, whatever its tag says.
+    found = {f"model {i}": each.digest if params.adapter else talks_as(each) for i, each in enumerate(models)}
+    found["programs run"] = programs_run(context)
     if params.adapter:
         found["adapter"] = digest(_adapter_folder(params.adapter))
         found["served by"] = "embedded"
@@ -127,10 +134,10 @@ def _needs(params: EvaluateParams, file_bytes: int, context: StageContext) -> Ne
     tokens = (
         asked * len(params.refs) * settings.max_answer_tokens * 0.5
     )  # 7,400 of 15,360 in the demo: answers end before the limit
-    seconds = None if context.machine.gpu_name else tokens * file_bytes / _READ_BYTES_PER_SECOND
+    seconds = None if context.machine.gpu_name else tokens * file_bytes / READ_BYTES_PER_SECOND
     adapter_bytes = _adapter_gguf_bytes(params.adapter)
     return Needs(
-        ram_bytes=file_bytes + adapter_bytes + _RUNTIME_BYTES,
+        ram_bytes=file_bytes + adapter_bytes + RUNTIME_BYTES,
         disk_bytes=adapter_bytes + (16 << 20),
         seconds=seconds,
     )
@@ -196,7 +203,7 @@ def _served(params: EvaluateParams, work: Path, context: StageContext) -> tuple[
     need_embedded()
     from amigo_local.domain.modelfile import Modelfile
     from amigo_local.evaluation.results import ADAPTED
-    from amigo_local.serving.embedded import AdaptedModel, EmbeddedBackend
+    from amigo_local.serving.embedded import AdaptedModel
     from amigo_local.weights.adapter_gguf import write_adapter_gguf
 
     # Each by its file, so that no tag's definition comes to one side and not to the other.
@@ -208,8 +215,7 @@ def _served(params: EvaluateParams, work: Path, context: StageContext) -> tuple[
         context.progress("writing the adapter for llama.cpp", 0, 1, "adapters")
         write_adapter_gguf(_adapter_folder(params.adapter), base, written)
     adapted = AdaptedModel(base, written, Modelfile())
-    backend = EmbeddedBackend(library(context).get, adapters={name: adapted})
-    return backend, (*map(str, ggufs[:-1]), name)
+    return open_embedded(context, {name: adapted}), (*map(str, ggufs[:-1]), name)
 
 
 def _adapter_folder(adapter: str) -> Path:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
-from amigo_local.domain.data_source import CandidatesSource, DataSource, FileSource, HubSource, ReplaySource
+from amigo_local.domain.data_source import (
+    CandidatesSource,
+    DataSource,
+    FileSource,
+    HubSource,
+    ReplaySource,
+    RepoSource,
+    VotesSource,
+)
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.plan import Needs
 from amigo_local.domain.recipe import DataSettings
@@ -15,6 +25,7 @@ from amigo_local.stages._loop import chain_until
 
 # Pairs of the whole standard library by kind of source, and room for more (docs/measurements.md, Data).
 _PAIRS_OF = {"stdlib": 500, "package": 300, "doctest": 100, "bug_injection": 300, "votes": 100, "repo": 2000}
+_GRAMMARS = ("javascript", "typescript", "java", "go", "rust", "cpp", "c")
 _PAIRS_OF_A_SET = 50_000
 _BYTES_PER_ROW_OF = {"jsonl": 500, "json": 500, "parquet": 200}
 _BYTES_PER_PAIR = 10 << 10  # 4 KiB of a finished row, the same again while it is rendered, and what was gathered
@@ -37,10 +48,11 @@ def inputs(params: PrepareParams, context: StageContext) -> dict[str, str]:
     found = {"checkpoint": digest(Path(params.checkpoint)), **source_digests(params.data.sources, context)}
     for name, folder in params.folders.items():
         found[f"folder:{name}"] = digest(Path(folder))
-    for file in params.data.evaluation_sets:
+    for number, file in enumerate(params.data.evaluation_sets):
         if not Path(file).is_file():
             raise InputError(f"the evaluation set {file} isn't there", "correct data.evaluation_sets in the recipe")
-        found[f"evaluation:{Path(file).name}"] = digest(Path(file))
+        found[f"evaluation {number}:{Path(file).name}"] = digest(Path(file))
+    found["grammars"] = " ".join(name for name in _GRAMMARS if find_spec(f"tree_sitter_{name}"))
     return found
 
 
@@ -69,8 +81,10 @@ def needs(params: PrepareParams, context: StageContext) -> Needs:
 
 def run(params: PrepareParams, context: StageContext) -> StageResult:
     from amigo_local.data.prepare import prepare
-    from amigo_local.stages._data_sources import reading_of
+    from amigo_local.stages._data_sources import reading_of, source_digests
 
+    mutable = [source for source in params.data.sources if isinstance(source, FileSource | RepoSource | VotesSource)]
+    before = source_digests(mutable, context)
     figures = prepare(
         params.data,
         Path(params.checkpoint),
@@ -79,7 +93,18 @@ def run(params: PrepareParams, context: StageContext) -> StageResult:
         context.emit,
         _evaluation_texts(context),
     )
+    _refuse_changed(before, source_digests(mutable, context))
     return StageResult(figures)
+
+
+def _refuse_changed(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """A set's record says what it was made of: of a file that was written meanwhile, nobody can say."""
+    changed = [name.partition(":")[2] for name in after if after[name] != before[name]]
+    if changed:
+        raise InputError(
+            f"{', '.join(changed)} changed while it was read",
+            "run the same command again, and leave it alone meanwhile",
+        )
 
 
 def _evaluation_texts(context: StageContext) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from amigo_local.weights.weight_change import EmbeddingLora, LoraModule, WeightC
 # llama.cpp multiplies activations by an F16 matrix in F16, and Gemma's leave its range; F32 is also what
 # convert_lora_to_gguf.py writes by default.
 _F32 = TYPES_BY_NAME["F32"].id
-_EXPORT_HINT = "measure exported models instead: --export-each"
+_EXPORT_HINT = "export the model and measure that: amigo-local export --base REF --adapter DIR"
 
 
 class _Pair(msgspec.Struct, frozen=True):

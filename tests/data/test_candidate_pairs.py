@@ -213,9 +213,10 @@ def test_context_drops_pairs_that_dont_differ_in_it(given: Candidate, reason: st
     assert refusal("context", given) == reason
 
 
-def test_names_are_used_where_they_are_read_called_imported_or_reached() -> None:
-    code = "from lib import load\nimport a.b as c\nx.LIMIT\ny = Size()\nload = 1"
-    assert used_names(code, ("load", "LIMIT", "Size", "b", "y", "missing")) == {"LIMIT", "Size", "b"}
+def test_names_are_used_where_they_are_read_called_or_reached_and_not_where_they_are_only_imported() -> None:
+    code = "from lib import load, save\nimport a.b as c\nx.LIMIT\ny = Size()\nload = 1\nsave(c)"
+    assert used_names(code, ("load", "save", "LIMIT", "Size", "b", "y", "missing")) == {"LIMIT", "Size", "save"}
+    assert used_names("def f(size):\n    return size", ("size",)) == frozenset(), "a parameter of its own"
     assert used_names("no python!", ("python",)) is None and used_names(" ", ("x",)) is None
 
 

@@ -107,7 +107,7 @@ def test_candidates_that_werent_asked_for_or_are_torn_are_named(tmp_path: Path) 
 
 def test_looking_says_how_many_there_are_or_that_the_run_makes_them(tmp_path: Path) -> None:
     facts = file_of(SOURCE).look(SOURCE, Reading(emit=lambda event: None))
-    assert not facts.reachable and facts.used == "10 problems, 5 answers each → answers"
+    assert not facts.reachable and facts.used == "the model is asked in the run: 10 problems, 5 answers each → answers"
     facts = file_of(SOURCE).look(SOURCE, reading(tmp_path, candidate(1, True), candidate(2, True)))
     assert facts.reachable and facts.rows == 2
 

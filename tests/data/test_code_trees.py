@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,9 @@ def messy(tmp_path: Path) -> Path:
 
 
 def test_what_is_no_code_of_ones_own_is_counted_and_named(messy: Path) -> None:
+    os.mkfifo(messy / "pipe.py")  # it would be waited for
+    (messy / "turn").symlink_to(messy)
+    (messy / os.fsdecode(b"caf\xe9.py")).write_text(FUNCTION.format(name="cafe", n=9))
     taken = reading()
     pairs = list(repo.read(RepoSource(repo=str(messy), take=("docstrings",)), taken))
     assert [pair.name for pair in pairs] == ["good.good", "pkg.deep.deep"]
@@ -121,6 +125,7 @@ def test_what_is_no_code_of_ones_own_is_counted_and_named(messy: Path) -> None:
         "file larger than 1 MB": ["huge.py"],
         "generated file": ["made_pb2.py"],
         "symbolic link": ["link.py"],
+        "file's name isn't UTF-8": ["caf?.py"],
         "file isn't readable Python": ["broken.py"],
     }
 

@@ -232,6 +232,12 @@ def test_an_empty_set_says_of_every_source_what_ate_it() -> None:
         "10 by 'longer than 1024 tokens', 2 by \"column isn't text\"; stdlib all gave nothing"
     )
     assert error.hint.startswith("look at the answers")
+    mined = SourceFunnel("stdlib all", read=13283)
+    mined.unread = {"method of a class": 10374, "no docstring": 2509}
+    mined.refuse("another language", 400)
+    error = nothing_left([mined], ["another language"])
+    assert "all 13,283 of stdlib all were left out: 400 by 'another language', 10,374 by 'meth" in error.message
+    assert error.hint == "widen data.languages"  # not what the source never took
 
 
 def test_spreading_agrees_with_taking_one_of_each_group_in_turn() -> None:

@@ -13,12 +13,12 @@ from typing import Literal
 import msgspec
 import pytest
 
-from amigo_local.data.code.docstring_pairs import docstring_pairs
+from amigo_local.data.code.docstring_pairs import docstring_pairs, signature_of
 from amigo_local.data.code.free_names import free_names
 from amigo_local.data.code.opened_tree import standard_library
-from amigo_local.data.code.standalone import ModuleSource, Refused, renamed
+from amigo_local.data.code.standalone import ModuleSource, Refused, joined_imports, renamed
 from amigo_local.data.pair import Pair
-from amigo_local.data.phrasing import clean_paragraph, request, third_person
+from amigo_local.data.phrasing import clean_paragraph, described, request, third_person
 from amigo_local.data.reading import Reading
 from amigo_local.data.sources import stdlib
 from amigo_local.domain.data_source import StdlibSource
@@ -307,9 +307,30 @@ def test_requests_read_as_a_person_would_write_them() -> None:
     assert len(asked) == 7
     assert request("a", "f(x)", "Tries to open x") == request("a", "f(x)", "Try to open x.")
     assert request("a", "f(x)", "The sum of x.") is None
+    assert request("a", "f(x)", "Records of a journal, in order.") is None  # things, though `record` is a verb
+    assert "Can you write a function `f(x)` in Python that returns the sum of x?" in asked
+    two = [str(request(str(number), "f(x)", "Return x: it is what was given.")) for number in range(60)]
+    assert not [text for text in two if "How do I" in text]  # too much for a question
     assert {third_person("apply"), third_person("multiply")} == {"applies", "multiplies"}
 
 
 def test_markup_is_made_plain() -> None:
     text = "Return :func:`~os.path.join` of\n  ``a`` and `b'.\n\nMore."
     assert clean_paragraph(text) == "Return `os.path.join` of `a` and `b`."
+    assert clean_paragraph("Remove empty values\nThis ensures it.") == "Remove empty values. This ensures it."
+    assert clean_paragraph("Return the\nPython object.") == "Return the Python object."
+    assert described("a", "f(x)", "Twice x, as in this example::").endswith("Twice x, as in this example.")
+
+
+def test_a_function_is_lifted_as_a_person_would_write_it() -> None:
+    text = "from math import exp\nimport re\nfrom math import log as ln\n\n\n"
+    text += 'def f(x: int) -> str:\n\n    """Say it.\n    """\n\n    return re.sub("a", str(exp(x)), str(ln(x)))\n'
+    source = ModuleSource(text)
+    code = source.code_of(source.functions[0])
+    assert code.startswith("from math import exp, log as ln\nimport re\n\n\ndef f(x: int) -> str:\n    return re.sub")
+    assert signature_of(source.functions[0], "f") == "f(x: int) -> str"
+    assert joined_imports(["import a", "from b import *", "from b import c", "import a"]) == [
+        "import a",
+        "from b import *",
+        "from b import c",
+    ]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from amigo_local.data.syntax import Block, fenced_blocks, parses, valid_syntax
+from amigo_local.data.code.languages import language_of
+from amigo_local.data.syntax import Block, fenced_blocks, language_name, parses, valid_syntax
 
 needs_grammars = pytest.mark.skipif(
     importlib.util.find_spec("tree_sitter") is None, reason="grammars are missing: pip install 'amigo-local[data]'"
@@ -123,3 +124,10 @@ def test_every_block_of_an_answer_counts() -> None:
 )
 def test_blocks_are_found_as_markdown_has_them(text: str, blocks: list[tuple[str, str]]) -> None:
     assert list(fenced_blocks(text)) == [Block(*block) for block in blocks]
+
+
+def test_a_language_has_one_name_whatever_a_set_or_a_file_calls_it() -> None:
+    for called in ("C#", "cs", "csharp", language_of("a.cs")):
+        assert language_name(called) == "csharp"
+    for called in ("C++", "cc", "cpp", language_of("a.cpp")):
+        assert language_name(called) == "cpp"

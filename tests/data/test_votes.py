@@ -90,7 +90,8 @@ def test_corrupt_lines_are_named(tmp_path: Path) -> None:
         file.write(b'{"prompt": 3}\n\n\xff\xfe\n[]\n')
     votes, corrupt = read_votes(tmp_path / VOTES_FILE)
     assert ([number for number, _ in votes], corrupt) == ([1], [2, 4, 5])
-    assert file_of(MINE).look(MINE, Reading(emit=lambda event: None, home=tmp_path)).problem == "3 lines are no votes"
+    facts = file_of(MINE).look(MINE, Reading(emit=lambda event: None, home=tmp_path))
+    assert facts.reachable and facts.problem == "3 of its lines are no votes, the first is line 2"
 
 
 def test_without_votes_a_recipe_that_asks_for_mine_goes_on_and_a_named_file_stops(tmp_path: Path) -> None:

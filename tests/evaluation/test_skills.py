@@ -12,6 +12,7 @@ from amigo_local.domain.code_start import find_code
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import AnyEvent, Note
 from amigo_local.domain.generation import Answer, GenerationOptions, Message
+from amigo_local.domain.name_use import names_used
 from amigo_local.domain.reasoning_chain import has_chain
 from amigo_local.domain.recipe import EvaluateSettings, Suite
 from amigo_local.evaluation.held_out import (
@@ -26,7 +27,7 @@ from amigo_local.evaluation.intervals import bootstrap_mean, difference, mean_sh
 from amigo_local.evaluation.report import report_text
 from amigo_local.evaluation.results import EvaluationResult
 from amigo_local.evaluation.sandbox import Sandbox, open_sandbox
-from amigo_local.evaluation.skills import answer_code, is_unchanged, names_share, names_used, selectivity
+from amigo_local.evaluation.skills import answer_code, is_unchanged, names_share, selectivity
 from amigo_local.evaluation.statistics import wilson
 from amigo_local.evaluation.suite import run_suites
 
@@ -380,6 +381,14 @@ def test_held_out_rows_of_both_kinds_of_set_are_read(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "b", "completion": ""}\n')
     marks = trained_prompts([str(tmp_path), str(tmp_path / "held_out.jsonl")])
     assert (is_trained(one, marks), is_trained(two, marks)) == (False, True)
+
+
+def test_a_module_that_another_set_trains_on_is_trained_whatever_is_asked(tmp_path: Path) -> None:
+    rows = [{"prompt": "Write f.", "module": "heapq"}, {"prompt": "Write g.", "module": ""}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    marks = trained_prompts([str(tmp_path)])
+    asked = [Request(prompt="Mend f.", module=module) for module in ("heapq", "bisect", "")]
+    assert [is_trained(request, marks) for request in asked] == [True, False, False]
 
 
 def test_a_file_of_ones_own_needs_no_more_than_a_prompt(tmp_path: Path) -> None:

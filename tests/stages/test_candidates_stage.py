@@ -21,10 +21,12 @@ from amigo_local.domain.events import AnyEvent, Note, Progress, Record, StageSki
 from amigo_local.domain.generation import Answer, GenerationOptions, Message
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.contract import RecipeRequest
+from amigo_local.engine.recipe_chain import load_chain
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
 from amigo_local.evaluation.sandbox import Sandbox, open_sandbox
 from amigo_local.stages._candidate_answers import DIRECTLY, VERDICTS_FILE, ask, judge, questions
+from amigo_local.stages._sets import prepared_sets
 from amigo_local.stages.candidates import STAGE, CandidatesParams
 from tests.support.tiny_gguf import write_tiny_llama
 
@@ -300,3 +302,31 @@ def test_a_recipe_without_candidates_is_told_what_to_add(tmp_path: Path, tiny: P
     outcome = runner.run("candidates", RecipeRequest(recipe=(str(recipe),)))
     assert outcome.exit_code == 2 and outcome.error is not None
     assert "plain: no source asks the model for candidates" in outcome.error.message
+
+
+def test_answers_that_could_not_be_run_are_judged_once_they_can(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
+    with monkeypatch.context() as poor:
+        poor.setenv("PATH", "/nowhere")  # no bubblewrap
+        without, _ = run_stage(tiny, tmp_path, source_of(tiny))
+    made, records = run_stage(tiny, tmp_path, source_of(tiny))
+    assert made.artifact is not None and without.artifact is not None
+    assert made.artifact.sources["programs run"] == "yes" and made.artifact.path != without.artifact.path
+    assert not any(isinstance(record.event, StageSkipped) for record in records)
+
+
+def test_the_verb_asks_as_the_loop_does_whatever_is_made_of_the_answers(tiny: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "pairs.yaml"
+    source = f"{{candidates: [{{jsonl: {tiny.with_name('rows.jsonl')}}}], pairs: [direct], limit: 3, problems: 2}}"
+    recipe.write_text(
+        f"name: pairs\nmodel: {{source: {tiny}}}\ntrain: {{method: dpo}}\ndata: {{sources: [{source}]}}\n"
+    )
+    request = RecipeRequest(recipe=(str(recipe),))
+    settings = ProgramSettings(ollama=OllamaSettings(use=False))
+    context = Runner(Workspace(tmp_path / "home"), settings, lambda _: STAGE, lambda _: None).context("candidates")
+    assert STAGE.steps is not None
+    (alone,) = STAGE.steps(request, context)
+    (recipe_read,) = (stage.recipe for stage in load_chain(request.recipe).stages)
+    steps = prepared_sets([recipe_read], str(tiny), "tokenizer", context, planning=False)
+    assert next(steps) == alone

@@ -11,11 +11,14 @@ import pytest
 
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.events import Record, StageFinished, StageSkipped, Table
+from amigo_local.domain.recipe import Recipe
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.contract import ChainRequest
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
 from amigo_local.evaluation.results import EvaluationResult
+from amigo_local.serving.tag_name import parse_tag_name
+from amigo_local.stages._refinement import Refinement
 from amigo_local.stages._serving import library
 from tests.support.threads import one_thread
 from tests.support.tiny_home import in_this_process
@@ -180,7 +183,35 @@ def test_a_metric_that_is_not_known_or_not_measured_is_no_gate(home: ChainHome, 
     assert error is not None and "directness" in error.message + error.hint
     assert home.made() == [] and home.skipped() == 0  # before anything
     error = home.run("one", "two", sets=("gate={humaneval: -5pt}",)).error
-    assert error is not None and "humaneval" in error.message and "measured" in error.message
+    assert error is not None and "humaneval, and no recipe of the chain measures it" in error.message
+    assert home.made() == [] and home.skipped() == 0
+
+
+def test_a_gate_on_what_the_base_cannot_show_stops_before_anything_is_trained(home: ChainHome, made: Made) -> None:
+    gate = ("gate={debugging: -5pt}", "evaluate.suites=[directness, debugging]", "train.seed=9")
+    error = home.run("one", "two", sets=gate).error
+    assert error is not None and error.message.endswith("asks for debugging, which can't be measured here")
+    assert [artifact.stage for artifact in home.made()] == ["evaluate"]
+
+
+def test_dora_in_a_chain_is_refused_before_anything_and_may_be_prepared(home: ChainHome, made: Made) -> None:
+    error = home.run("one", "two", sets=("train.lora.use_dora=true",)).error
+    assert error is not None and "can't apply DoRA" in error.message
+    assert home.made() == [] and home.skipped() == 0
+    assert home.run("one", "two", verb="prepare", sets=("train.lora.use_dora=true",)).exit_code == 0
+
+
+def test_models_of_stages_get_tags_of_their_own(home: ChainHome) -> None:
+    def tags(*names: str) -> list[str]:
+        recipes = tuple(Recipe(name=name) for name in names)
+        refinement = Refinement(recipes, "", None, None, None, "", {}, None, "gemma3-coder:12b", True)  # type: ignore[arg-type]
+        return [refinement._stage_tag(recipe) for recipe in recipes]
+
+    assert tags("stage1_nl_to_code", "stage2_context") == ["gemma3-coder:12b-stage1", "gemma3-coder:12b-stage2"]
+    assert tags("my_first", "my_second") == ["gemma3-coder:12b-my_first", "gemma3-coder:12b-my_second"]
+    assert tags("first: requests") == ["gemma3-coder:12b-first-requests"]
+    for tag in tags("stage1_a", "my_b", "my_c", "x: y"):
+        assert parse_tag_name(tag).model == "gemma3-coder"
 
 
 def test_train_and_prepare_do_every_recipe_up_to_there(home: ChainHome, made: Made) -> None:

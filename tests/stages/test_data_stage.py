@@ -60,7 +60,8 @@ def test_check_says_what_each_source_holds_and_becomes(home: DataHome) -> None:
     size = (home.folder / "pairs.jsonl").stat().st_size
     assert home.rows()[0] == ("tiny", "jsonl …/pairs.jsonl", "yes", None, 24, size)
     assert home.rows()[1][1:4] == ("stdlib bisect, heapq", "yes", "PSF-2.0")
-    assert home.rows()[2][1:3] == ("replay earlier", "made in the run")
+    assert home.rows()[2][1:3] == ("replay earlier", "no")  # it isn't in a chain, which is said
+    assert any("no earlier stage here" in note for note in home.notes())
     assert any("prompt → request, completion → answer; columns: prompt, completion" in note for note in home.notes())
     assert not (home.folder / "home").exists()  # it only looks
 
@@ -72,7 +73,7 @@ def test_a_source_that_is_missing_is_refused_after_all_are_listed(home: DataHome
 
 
 def test_a_hub_that_cannot_be_reached_stops_only_what_needs_it(home: DataHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read once a process
     source = "{hub: bigcode/commitpackft, files: data/python/data.jsonl, mapping: commits%s}"
     error = refused(home.run("check", sets=(f"data.sources=[{source % ''}]",)))
     assert "hub bigcode/commitpackft" in error.message
@@ -80,7 +81,7 @@ def test_a_hub_that_cannot_be_reached_stops_only_what_needs_it(home: DataHome, m
     both = f"data.sources=[{source % ', optional: true'}, {{stdlib: [bisect]}}]"
     assert home.run("check", sets=(both,)).exit_code == 0
     assert home.rows()[0][2] == "no, optional"
-    assert any("without 1 optional sources" in note for note in home.notes())
+    assert home.notes()[-1] == "it can be prepared, without hub bigcode/commitpackft"
 
 
 def test_check_takes_a_whole_chain(home: DataHome) -> None:
@@ -88,6 +89,35 @@ def test_check_takes_a_whole_chain(home: DataHome) -> None:
     other.write_text(home.recipe.read_text().replace("name: tiny", "name: other"))
     assert home.run("check", str(home.recipe), str(other)).exit_code == 0
     assert [row[0] for row in home.rows()] == ["tiny", "other"]
+    again = ("data.sources=[{stdlib: [bisect]}, {replay: earlier}]",)
+    assert home.run("check", str(home.recipe), str(other), sets=again).exit_code == 0
+    assert [row[2] for row in home.rows()] == ["yes", "no", "yes", "made in the run"]
+    assert any("again from tiny" in note for note in home.notes())
+
+
+@pytest.mark.parametrize(
+    ("replayed", "says"),
+    [
+        ("nowhere", "nowhere: no such folder"),
+        ("run:20990101-000000-none", "there is no run 20990101-000000-none"),
+        ("[earlier, nowhere]", "nowhere: no such folder"),
+    ],
+)
+def test_a_replay_of_what_isnt_there_is_refused(home: DataHome, replayed: str, says: str) -> None:
+    error = refused(home.run("check", sets=(f"data.sources=[{{stdlib: [bisect]}}, {{replay: {replayed}}}]",)))
+    assert says in error.message
+
+
+def test_sources_that_dont_fit_the_method_are_refused(home: DataHome) -> None:
+    assert "train.method is dpo" in refused(home.run("check", sets=("train.method=dpo",))).message
+    mixed = "data.sources=[{stdlib: [bisect]}, {votes: mine}]"
+    assert "pairs of answers" in refused(home.run("check", sets=(mixed,))).message
+
+
+def test_votes_that_are_none_are_refused(home: DataHome) -> None:
+    (home.folder / "votes.jsonl").write_text("garbage\n{}\n")
+    error = refused(home.run("check", sets=(f"data.sources=[{{votes: {home.folder / 'votes.jsonl'}}}]",)))
+    assert "no line of it is a vote" in error.message and "the first is line 1" in error.message
 
 
 def test_preview_shows_samples_as_the_model_reads_them(home: DataHome) -> None:

@@ -14,19 +14,23 @@ from safetensors.numpy import save_file
 
 from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.events import Note, Record, StageFinished
+from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.recipe import EvaluateSettings
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
-from amigo_local.engine.contract import Params, Stage
+from amigo_local.engine.contract import Params, Stage, StageContext
+from amigo_local.engine.machine import measure_machine
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
 from amigo_local.evaluation.progress import compare
 from amigo_local.evaluation.results import EvaluationResult
 from amigo_local.evaluation.sandbox import open_sandbox
 from amigo_local.stages._evaluation_requests import context_tokens
+from amigo_local.stages._serving import library
 from amigo_local.stages.evaluate import EvaluateParams, EvaluateRequest, needs
-from tests.support.tiny_gguf import HIDDEN, write_tiny_llama
+from tests.support.tiny_gguf import HIDDEN, write_tiny_gemma3, write_tiny_llama
 from tests.support.tiny_home import in_this_process
 
+SERVED = ProgramSettings(ollama=OllamaSettings(use=False))
 SETTINGS = EvaluateSettings(
     suites=("directness", "context", "debugging", "reasoning"),
     directness_prompts=2,
@@ -99,8 +103,7 @@ class Workplace:
             return dataclasses.replace(stage, steps=None) if is_step else stage
 
         self.records = []
-        settings = ProgramSettings(ollama=OllamaSettings(use=False))
-        return Runner(self.home, settings, load, self.records.append).run("evaluate", params)
+        return Runner(self.home, SERVED, load, self.records.append).run("evaluate", params)
 
     def done(self, params: Params) -> tuple[EvaluationResult, Artifact]:
         outcome = self.run(params)
@@ -216,3 +219,35 @@ def test_the_context_grows_with_the_longest_request_and_a_plan_counts_the_skills
     )
     if not context.machine.gpu_name:
         assert needs(many, context).seconds == pytest.approx(needs(few, context).seconds * 26 / 8)
+
+
+def test_a_file_with_a_vision_tower_is_measured_with_and_without_an_adapter(workplace: Workplace) -> None:
+    gguf = str(write_tiny_gemma3(workplace.folder / "library.gguf", weight_type="f32", ollama_style=True))
+    base, _ = workplace.done(workplace.params(refs=(gguf,)))
+    adapted, _ = workplace.done(workplace.params(refs=(gguf,), adapter=workplace.adapter))
+    assert base.backend == adapted.backend and asked(base) == asked(adapted)
+    assert adapted.models == (f"{gguf} + adapter",)
+    assert not list(workplace.home.cache_dir.glob(".check-*"))
+
+
+def test_what_no_code_could_be_run_for_is_measured_again_where_it_can(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = workplace.params(settings=msgspec.structs.replace(SETTINGS, seed=7))
+    with monkeypatch.context() as poor:
+        poor.setenv("PATH", "/nowhere")  # no bubblewrap
+        without, _ = workplace.done(params)
+    assert "debugging" not in asked(without)
+    result, _ = workplace.done(params)
+    assert "debugging" in asked(result)
+
+
+def test_a_tag_that_is_told_to_speak_otherwise_is_measured_again(workplace: Workplace) -> None:
+    home = library(StageContext(workplace.home, SERVED, measure_machine(workplace.folder, SERVED.machine), "", print))
+    params = workplace.params(
+        refs=("ollama:spoken",), settings=msgspec.structs.replace(SETTINGS, suites=("directness",))
+    )
+    for system in ("Be brief.", "Be long."):
+        home.register("spoken", Path(workplace.gguf), Modelfile(system=system))
+        result, _ = workplace.done(params)
+        assert result.models == ("spoken:latest",)

@@ -140,6 +140,16 @@ def test_a_branch_is_read_as_it_was_when_no_hub_answers_and_that_is_said(reader:
     assert facts.reachable and facts.license == "odc-by" and facts.columns == ("instruction", "response")
 
 
+def test_a_branch_that_was_pinned_before_it_was_fetched_is_found_without_a_hub(
+    reader: Reader, server: HubServer
+) -> None:
+    commit = open_hub(reader.context, server.url)(source()).revision  # as `prepare` does: pinned, then read elsewhere
+    pairs = reader.read(source(revision=commit))
+    reader.offline()
+    assert open_hub(reader.context, reader.endpoint)(source()).revision == commit
+    assert reader.read(source()) == pairs
+
+
 def test_what_the_hubs_own_client_fetched_is_read_without_a_hub(reader: Reader, tmp_path: Path) -> None:
     from huggingface_hub import hf_hub_download
 

@@ -122,7 +122,7 @@ def test_plan_says_what_is_done(loop: FinishedLoop) -> None:
     other = ["--set", "train.learning_rate=5e-4", *loop.store]
     _, records = amigo_records_here(loop.home, "plan", str(loop.recipe), "--model", SOURCE, *other, ollama=loop.url)
     table, levers = events(records, Table)
-    assert table.title == "Plan of " + str(loop.recipe) and levers.title == "Levers of training"  # type: ignore[union-attr]
+    assert table.title == "Plan of tiny" and levers.title == "Levers of training"  # type: ignore[union-attr]
     states = {row[0]: row[1] for row in table.rows}  # type: ignore[union-attr]
     assert states["prepare"] == states["quantize"] == "done" and states["train"] == states["evaluate"] == "to do"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from amigo_local.data.source_files import file_of
 from amigo_local.domain.data_source import (
     BugInjectionSource,
     CandidatesSource,
@@ -128,6 +129,36 @@ def test_a_cancelled_step_goes_on_with_what_it_had(context: StageContext, tmp_pa
     ]
 
 
+def test_a_file_that_changes_while_it_is_read_makes_no_set(context: StageContext, tmp_path: Path) -> None:
+    home = Home(tmp_path / "tiny")
+    checkpoint = home.done(verb="prepare")["tokenizer"].path
+    rows = Path(write(tmp_path / "rows.jsonl", ROWS))
+    params = prepare.PrepareParams(checkpoint=checkpoint, data=DataSettings(sources=(JsonlSource(jsonl=str(rows)),)))
+
+    def grow(event: AnyEvent) -> None:
+        if isinstance(event, Progress) and event.label.startswith("rendering"):
+            rows.write_text(rows.read_text() + rows.read_text())
+
+    with pytest.raises(InputError, match=r"rows\.jsonl changed while it was read") as error:
+        prepare.run(params, dataclasses.replace(context, emit=grow))
+    assert "same command again" in error.value.hint
+    prepare.run(params, context)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are bytes on POSIX alone")
+def test_names_that_arent_utf8_are_pinned_too(context: StageContext, tmp_path: Path) -> None:
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    name = os.fsdecode(b"caf\xe9.py")
+    (repo / name).write_text("x = 1\n")
+    loose = digest(RepoSource(repo=str(repo)), context)
+    git(repo, "init", "-q")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "first")
+    (repo / name).write_text("x = 22\n")
+    assert loose.startswith("sha256:") and " sha256:" in digest(RepoSource(repo=str(repo)), context)
+
+
 def test_a_table_is_pinned_by_the_bytes_of_every_file(context: StageContext, tmp_path: Path) -> None:
     write(tmp_path / "data" / "a.jsonl", ROWS[:3])
     write(tmp_path / "data" / "b.jsonl", ROWS[3:6])
@@ -155,16 +186,59 @@ def test_a_repository_is_pinned_by_its_commit_and_what_differs_from_it(context: 
     (repo / "a.py").write_text("x = 22\n")
     dirty = digest(RepoSource(repo=str(repo)), context)
     assert dirty.startswith(f"{clean} sha256:")
+    commits = RepoSource(repo=str(repo), take=("commits",))
+    assert digest(commits, context) == clean
     (repo / "b.py").write_text("y = 1\n")
-    untracked = digest(RepoSource(repo=str(repo)), context)
-    assert untracked not in (dirty, clean)
-    assert digest(RepoSource(repo=str(repo), revision="HEAD"), context) == clean
+    (repo / "notes.txt").write_text("todo\n")
+    assert digest(RepoSource(repo=str(repo)), context) == dirty  # what git doesn't track isn't read
     git(repo, "add", ".")
+    assert digest(RepoSource(repo=str(repo)), context).startswith(f"{clean} sha256:") and clean in dirty
+    assert digest(RepoSource(repo=str(repo)), context) != dirty
     git(repo, "commit", "-qm", "second")
     second = digest(RepoSource(repo=str(repo)), context)
     assert len(second) == 40 and second != clean
-    assert digest(RepoSource(repo=str(repo), revision="HEAD~1"), context) == clean
+    assert digest(msgspec.structs.replace(commits, revision="HEAD~1"), context) == clean
+    both = RepoSource(repo=str(repo), take=("commits", "docstrings"), revision="HEAD~1")
+    assert digest(both, context) == f"{second}, history of {clean}"
+    (repo / "a.py").write_text("x = 333\n")
+    assert digest(both, context).startswith(f"{second} sha256:")
+    git(repo, "checkout", "-q", "a.py")
     assert digest(DoctestSource(doctest=str(repo)), context) == second
+
+
+def test_a_folder_without_git_is_pinned_by_its_code_alone(context: StageContext, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    (folder / "__pycache__").mkdir(parents=True)
+    (folder / "a.py").write_text("x = 1\n")
+    before = digest(RepoSource(repo=str(folder)), context)
+    (folder / "__pycache__" / "a.cpython-311.pyc").write_bytes(b"compiled")
+    assert digest(RepoSource(repo=str(folder)), context) == before
+    (folder / "LICENSE").write_text("MIT License")
+    assert digest(RepoSource(repo=str(folder)), context) != before
+
+
+def test_files_of_one_name_in_two_folders_are_both_pinned(context: StageContext, tmp_path: Path) -> None:
+    sources = [JsonlSource(jsonl=write(tmp_path / name / "rows.jsonl", ROWS[:3])) for name in ("a", "b")]
+    found = []
+    for name in ("none", "a", "b"):
+        if name != "none":
+            write(tmp_path / name / "rows.jsonl", ROWS[: 4 + len(found)])
+        found.append(source_digests(sources, context))
+    assert list(found[0]) == ["jsonl:rows.jsonl"] and list(found[2]) == ["jsonl:rows.jsonl", "jsonl:rows.jsonl (2)"]
+    assert found[0] != found[1] != found[2] != found[0]
+
+
+def test_an_optional_set_that_was_reached_may_not_be_missing_later(
+    context: StageContext, hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write(tmp_path / "set" / "rows.jsonl", ROWS)
+    hub.publish_set("org/set", tmp_path / "set", license="mit")
+    source = HubSource(hub="org/set", files="*.jsonl", optional=True)
+    (found,) = pinned(DataSettings(sources=(source,)), context).sources
+    ask("http://127.0.0.1:9", monkeypatch, tmp_path)  # where nothing listens
+    with pytest.raises(InputError, match="org/set"):
+        list(file_of(found).read(found, reading_of(context)))
+    assert list(file_of(source).read(source, reading_of(context))) == []
 
 
 def test_code_that_is_installed_is_pinned_by_its_version(context: StageContext) -> None:

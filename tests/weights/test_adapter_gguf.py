@@ -298,10 +298,10 @@ def test_what_the_format_cannot_say_is_refused_by_name(tmp_path: Path) -> None:
     out = tmp_path / "lora.gguf"
     dora = write_adapter(checkpoint, tmp_path / "dora", use_dora=True)
     error = refused(dora, base, out, r"dora: is DoRA, .* rows of model\.layers\.0\.\w+\.\w+; llama\.cpp only adds")
-    assert "--export-each" in str(error.hint)
+    assert "amigo-local export" in str(error.hint)
     saved = write_adapter(checkpoint, tmp_path / "saved", target_modules=["q_proj"], modules_to_save=["lm_head"])
     error = refused(saved, base, out, r"replaces lm_head \(modules_to_save\); llama\.cpp only adds")
-    assert "--export-each" in str(error.hint)
+    assert "amigo-local export" in str(error.hint)
     norms = write_adapter(checkpoint, tmp_path / "norms", target_modules=["q_proj"], modules_to_save=["norm"])
     refused(norms, base, out, r"replaces model\.layers\.0\.input_layernorm")  # llama.cpp would skip it in silence
 

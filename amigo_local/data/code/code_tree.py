@@ -102,7 +102,7 @@ def walked(root: Path, reading: Reading) -> Iterator[Path]:
             if name.endswith(".py"):
                 if path.is_symlink():
                     reading.skip("symbolic link", path.relative_to(root).as_posix())
-                else:
+                elif path.is_file():  # a pipe would be waited for
                     yield path
 
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from amigo_local.data.code.code_tree import CodeFile, CodeTree
-from amigo_local.data.code.docstring_pairs import asked_of, refuse_size
+from amigo_local.data.code.docstring_pairs import asked_of, refuse_size, signature_of
 from amigo_local.data.code.free_names import free_names, rebinds_globals
 from amigo_local.data.code.module_names import Found, ModuleNames, TreeNames, names_of
 from amigo_local.data.code.shown_definition import shown_definition
-from amigo_local.data.code.standalone import Definition, Function, Refused, body_key
+from amigo_local.data.code.standalone import Definition, Function, Refused, body_key, joined_imports
 from amigo_local.data.pair import Pair
 from amigo_local.data.phrasing import described, in_context
 from amigo_local.data.reading import Reading
@@ -88,7 +88,7 @@ def _pair(
     if len(blocks) > LONGEST_CONTEXT or "```" in code or blocks.count("```") != 2 * blocks.count("```python\n"):
         raise Refused("definitions too long to show")
     seen.add(key)
-    signature = f"{function.name}({ast.unparse(function.args)})"
+    signature = signature_of(function, function.name)
     prompt = in_context(qualified, described(qualified, signature, asked.paragraph), file.shown, blocks)
     # An import may give a definition another name, which the request doesn't show as the definition's.
     supplied = tuple(sorted({found.name for found in needs.supplied} & _identifiers(function)))
@@ -176,7 +176,7 @@ def _blocks(function: Function, file: CodeFile, needs: _Needs, qualified: str) -
         others = _distractors(module, files[path], [found.name for found in used] + [function.name], qualified)
         definitions = sorted([*used, *others], key=lambda each: (each.node.lineno, each.name))
         texts = [shown_definition(module.source, each.name, each.node, attributes) for each in definitions]
-        imports = "\n".join(dict.fromkeys([*needs.imports, *needs.own_imports])) if path == file.shown else ""
+        imports = "\n".join(joined_imports(needs.imports + needs.own_imports)) if path == file.shown else ""
         text = _spaced(imports, [each.node for each in definitions], texts)
         blocks.append(f"`{path}`:\n```python\n{text}\n```")
     return "\n\n".join(blocks)

@@ -68,10 +68,16 @@ def asked_of(function: Function) -> Asked:
     if _INSIDE_TALK.search(paragraph) or paragraph.startswith(f"{function.name}("):
         raise Refused("docstring speaks to insiders")
     name = function.name.lstrip("_")
+    return Asked(name, signature_of(function, name), paragraph)
+
+
+def signature_of(function: Function, name: str) -> str:
+    """`name(a, b=1) -> str`; what it returns is left out where the line gets too long. Raises Refused when it is."""
     signature = f"{name}({ast.unparse(function.args)})"
     if len(signature) > LONGEST_SIGNATURE:
         raise Refused("signature too long")
-    return Asked(name, signature, paragraph)
+    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    return signature + (returns if len(signature + returns) <= LONGEST_SIGNATURE else "")
 
 
 def refuse_size(function: Function, code: str) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from amigo_local.data.code.check_programs import examples_program, limited_program
 from amigo_local.data.code.code_tree import CodeFile, CodeTree
-from amigo_local.data.code.docstring_pairs import LONGEST_SIGNATURE, made_public
+from amigo_local.data.code.docstring_pairs import made_public, signature_of
 from amigo_local.data.code.standalone import Function, ModuleSource, Refused, body_key
 from amigo_local.data.phrasing import clean_paragraph
 from amigo_local.data.reading import Reading
@@ -89,9 +89,7 @@ def _exampled(source: ModuleSource, function: Function, file: CodeFile, seen: se
         raise Refused("stub")
     docstring = ast.get_docstring(function) or ""
     name = function.name.lstrip("_")
-    signature = f"{name}({ast.unparse(function.args)})"
-    if len(signature) > LONGEST_SIGNATURE:
-        raise Refused("signature too long")
+    signature = signature_of(function, name)
     examples = _examples(docstring, function.name, name, file.dotted.split(".")[0])
     code = made_public(source.code_of(function), function.name, name)
     if code.count("\n") >= MOST_LINES:

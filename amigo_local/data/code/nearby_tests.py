@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from amigo_local.data.code.check_programs import tests_program
 from amigo_local.data.code.code_tree import CodeFile, CodeTree, parsed
-from amigo_local.data.code.docstring_pairs import LONGEST_SIGNATURE
+from amigo_local.data.code.docstring_pairs import signature_of
 from amigo_local.data.code.judgeable import MOST_LINES, Judgeable
 from amigo_local.data.code.module_names import ModuleNames, TreeNames
 from amigo_local.data.code.standalone import Function, ModuleSource, Refused, body_key
@@ -96,9 +96,7 @@ def _judgeable(file: CodeFile, name: str, tests: list[tuple[str, str, str]], see
     docstring = ast.get_docstring(function) or ""
     if ">>>" in docstring:
         raise Refused("has examples as well as tests")
-    signature = f"{name}({ast.unparse(function.args)})"
-    if len(signature) > LONGEST_SIGNATURE:
-        raise Refused("signature too long")
+    signature = signature_of(function, name)
     code = source.code_of(function)
     if code.count("\n") >= MOST_LINES:
         raise Refused(f"more than {MOST_LINES} lines")

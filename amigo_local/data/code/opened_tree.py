@@ -133,6 +133,8 @@ def folder_tree(folder: Path, reading: Reading, license: str | None = None) -> C
         relative = path.relative_to(root).as_posix()
         if VENDORED & set(relative.split("/")[:-1]):
             reading.skip("vendored file", relative)
+        elif not is_text(relative):
+            reading.skip("file's name isn't UTF-8", relative)
         elif reason := unfit(path):
             reading.skip(reason, relative)
         else:
@@ -142,6 +144,15 @@ def folder_tree(folder: Path, reading: Reading, license: str | None = None) -> C
         raise InputError(f"{folder}: no Python file that could be read", "name a folder that holds *.py files")
     found = license_in(root) if license is None else license
     return CodeTree(label=label, license=found, files=tuple(files), tests=tuple(tests))
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name, which is bytes, can be written into a request."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def license_in(root: Path) -> str:

@@ -8,7 +8,7 @@ import itertools
 import keyword
 import re
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TypeVar, cast
 
@@ -21,6 +21,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 # Only there on Windows: code that imports them can't be run where most people would try it.
 _WINDOWS_ONLY = frozenset({"msvcrt", "nt", "winreg", "winsound"})
+_LINE = 100
 T = TypeVar("T")
 
 
@@ -190,6 +191,10 @@ class ModuleSource:
             while not self._lines[end].strip():  # the blank lines that set the docstring apart
                 end += 1
                 skipped.add(end)
+            before = docstring.lineno - 1
+            while not self._lines[before - 1].strip():
+                skipped.add(before)
+                before -= 1
         return "\n".join(self._lines[line - 1].rstrip() for line in range(first, last + 1) if line not in skipped)
 
 
@@ -226,7 +231,7 @@ def _names_bound_in(node: ast.AST) -> set[str]:
 def _join(bindings: list[_Binding]) -> str:
     """Imports first, then constants and definitions in the module's order, two blank lines around definitions."""
     imports = [binding.text for binding in bindings if binding.is_import]
-    parts = ["\n".join(dict.fromkeys(imports))] if imports else []
+    parts = ["\n".join(joined_imports(imports))] if imports else []
     for binding in bindings:
         if not binding.is_import:
             parts.append(binding.text)
@@ -235,6 +240,22 @@ def _join(bindings: list[_Binding]) -> str:
         definitions = any(piece.startswith(("def ", "async def ", "class ", "@")) for piece in (before, part))
         text += ("\n\n\n" if definitions else "\n\n" if before is parts[0] and imports else "\n") + part
     return text
+
+
+def joined_imports(imports: Iterable[str]) -> list[str]:
+    """One statement for each module, as long as it fits a line; in the order in which they come first."""
+    joined: list[str] = []
+    last: dict[str, int] = {}
+    for statement in dict.fromkeys(imports):
+        origin, separator, name = statement.partition(" import ")
+        at = last.get(origin)
+        if at is not None and name != "*" and len(longer := f"{joined[at]}, {name}") <= _LINE:
+            joined[at] = longer
+            continue
+        joined.append(statement)
+        if separator and name != "*":
+            last[origin] = len(joined) - 1
+    return joined
 
 
 def body_key(function: Function) -> str:

@@ -76,7 +76,7 @@ def look(source: CandidatesSource, reading: Reading) -> SourceFacts:
     folder = reading.folders.get(key_of(source))
     used = f"{source.problems} problems, {source.samples + 1} answers each → {', '.join(source.pairs) or 'answers'}"
     if folder is None:
-        return SourceFacts(reachable=False, problem="made in the run, by asking the model", used=used)
+        return SourceFacts(reachable=False, used=f"the model is asked in the run: {used}")
     try:
         rows = sum(1 for _ in read_candidates(folder))
     except InputError as error:

@@ -77,6 +77,8 @@ def _folders(source: ReplaySource, reading: Reading) -> list[Path]:
 
 def _train_file(folder: Path) -> Path:
     file = folder / TRAIN_FILE
+    if not folder.is_dir():
+        raise InputError(f"replay: {folder}: no such folder", _HINT)
     if not file.is_file():
         raise InputError(f"{folder} is no set that `prepare` made: it has no {TRAIN_FILE}", _HINT)
     return file

@@ -90,5 +90,15 @@ def look(source: VotesSource, reading: Reading) -> SourceFacts:
         votes, corrupt = read_votes(path)
     except InputError as error:
         return SourceFacts(reachable=False, problem=error.message, fix=error.hint, used=used)
-    problem = f"{len(corrupt)} lines are no votes" if corrupt else ""
-    return SourceFacts(reachable=True, rows=len(votes), size_bytes=path.stat().st_size, problem=problem, used=used)
+    usable = sum(not _unusable(vote) for _, vote in votes)
+    problem = f"{len(corrupt)} of its lines are no votes, the first is line {corrupt[0]}" if corrupt else ""
+    if not usable:
+        problem = "; ".join(filter(None, ["no line of it is a vote that can be trained on", problem]))
+    return SourceFacts(
+        reachable=bool(usable) or source.votes == MINE,
+        rows=len(votes),
+        size_bytes=path.stat().st_size,
+        problem=problem,
+        fix=_HOW if not usable else "",
+        used=used,
+    )

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from amigo_local.data.answer_blocks import fenced
 from amigo_local.data.pair import Pair
+from amigo_local.data.syntax import language_name
 from amigo_local.data.tables.commit_message import Wish, wish_of
-from amigo_local.data.tables.mapping import RowMapping, language_name, text_of
+from amigo_local.data.tables.mapping import RowMapping, text_of
 from amigo_local.data.tables.rows import Row
 
 NO_TEXT, UNCHANGED, DELETED, BINARY = "column isn't text", "only whitespace changed", "file was deleted", "binary text"

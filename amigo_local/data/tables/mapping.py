@@ -7,21 +7,11 @@ from collections.abc import Collection, Iterator
 from importlib import import_module
 
 from amigo_local.data.pair import Pair
+from amigo_local.data.syntax import language_name
 from amigo_local.data.tables.rows import Row
 from amigo_local.domain.data_source import RowsSource
 from amigo_local.domain.errors import InputError
 
-# What sets call a language, besides its own name in lower case.
-_LANGUAGES = {
-    "python3": "python",
-    "py": "python",
-    "js": "javascript",
-    "ts": "typescript",
-    "c++": "cpp",
-    "c#": "csharp",
-    "golang": "go",
-    "rs": "rust",
-}
 EVERY_COLUMN = frozenset({"license", "lang", "language", "module"})
 """Taken over by every mapping where a row has them."""
 
@@ -63,11 +53,6 @@ class RowMapping:
         """Every column that is looked at."""
         named = {name for names in self.columns for name in names}
         return frozenset(named | set(self.optional) | EVERY_COLUMN | set(self.source.where))
-
-
-def language_name(name: str) -> str:
-    name = name.lower()
-    return _LANGUAGES.get(name, name)
 
 
 def text_of(row: Row, *columns: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from amigo_local.data.answer_blocks import answer_blocks
 from amigo_local.data.pair import Pair
-from amigo_local.data.tables.mapping import RowMapping, language_name
+from amigo_local.data.syntax import language_name
+from amigo_local.data.tables.mapping import RowMapping
 from amigo_local.data.tables.rows import Row
 from amigo_local.domain.data_source import RowsSource
 
