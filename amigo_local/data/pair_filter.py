@@ -100,13 +100,17 @@ class PairFilter:
 
     def _reasoned(self, pair: Pair) -> tuple[Pair, str]:
         settings = self._settings
-        if settings.reasoning == "keep":
+        if settings.reasoning == "keep" and not settings.only_code:
             return pair, ""
         if len(pair.prompt) + sum(map(len, pair.answers)) > settings.max_characters:
             return pair, ""  # refused in a moment, and too long to look for a chain in
         from amigo_local.data.difficulty import apply_reasoning
 
         pair, judgement = apply_reasoning(pair, settings)
+        if settings.only_code and not isinstance(pair, Preference):
+            from amigo_local.data.answer_blocks import strip_preamble
+
+            pair = msgspec.structs.replace(pair, completion=strip_preamble(pair.completion))
         return pair, msgspec.json.encode(judgement).decode() if judgement else ""
 
     def filtered(self, pairs: Sequence[Pair]) -> Filtered:

@@ -86,6 +86,8 @@ class DataSettings(Strict, frozen=True, kw_only=True):
     reasoning: Literal["keep", "strip", "hard"] = "keep"
     """Chains of thought before an answer: keep them, strip them, or keep those of hard problems."""
     difficulty: DifficultySettings = DifficultySettings()
+    only_code: bool = False
+    """Of an answer that is one block of code with words around it, keep the block alone."""
     seed: int = 0
 
 

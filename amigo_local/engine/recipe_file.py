@@ -12,7 +12,7 @@ import msgspec
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.recipe import Recipe
 from amigo_local.engine.data_paths import absolute, anchored
-from amigo_local.engine.settings_tree import Branch, build, origins, overlay, parse_override, parse_yaml
+from amigo_local.engine.settings_tree import Branch, Leaf, build, origins, overlay, parse_override, parse_yaml
 from amigo_local.shipped import shipped_folder
 
 
@@ -73,6 +73,8 @@ def layered(path: Path, tree: Branch, above: Sequence[Layer], overrides: Sequenc
         whole = overlay(whole, layer.tree)
         given = layer.tree.children.get("data")
         folders |= {key: layer.folder for key in folders if isinstance(given, Branch) and key in given.children}
+    if not any("name" in layer.tree.children for layer in (Layer(tree, path.parent), *above, *flags)):
+        whole = overlay(whole, Branch({"name": Leaf(path.stem, str(path))}, False, ""))
     recipe = build(Recipe, whole)
     data = msgspec.structs.replace(
         recipe.data,

@@ -110,7 +110,7 @@ def _check_settings(recipe: Recipe) -> None:
     from amigo_local.evaluation.gate import parse_gate
     from amigo_local.training.settings_check import check_settings
 
-    _check_sources(recipe)
+    check_sources(recipe)
     check_settings(recipe.train)
     parse_gate(recipe.gate)
 
@@ -134,7 +134,8 @@ def _check_measured(recipes: Sequence[Recipe]) -> None:
                 )
 
 
-def _check_sources(recipe: Recipe) -> None:
+def check_sources(recipe: Recipe) -> None:
+    """Raises InputError where the sources don't give what the method learns from."""
     wanted = recipe.train.method == "dpo"
     if any(source.preferences != wanted for source in recipe.data.sources):
         found, needed = ("single answers", "chosen and rejected") if wanted else ("pairs of answers", "completion")

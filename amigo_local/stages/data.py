@@ -16,7 +16,7 @@ from amigo_local.domain.events import Column, Table
 from amigo_local.domain.recipe import DataSettings, Recipe
 from amigo_local.domain.strict import Positive
 from amigo_local.engine.contract import Params, RecipeRequest, Stage, StageContext, StageResult, argument, option
-from amigo_local.stages._loop import _check_sources, source_ref
+from amigo_local.stages._loop import check_sources, source_ref
 from amigo_local.stages._sets import EARLIER, folders_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _check(recipes: Sequence[Recipe], context: StageContext) -> StageResult:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise InputError(f"{name} can't be prepared: {label(source)}: {_problem(source, facts)}{others}", facts.fix)
     for recipe in recipes:
-        _check_sources(recipe)
+        check_sources(recipe)
     absent = [label(source) for _, source, facts in found if not facts.reachable and isinstance(source, HubSource)]
     without = f"it can be prepared, without {', '.join(dict.fromkeys(absent))}"
     context.note(without if absent else "every source can be read", "good")

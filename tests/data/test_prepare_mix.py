@@ -136,6 +136,17 @@ def test_a_broken_draft_in_a_chain_that_is_stripped_costs_nothing(checkpoint: Pa
     assert int(str(figures["train_samples"])) + int(str(figures["held_out_samples"])) == 6
 
 
+def test_only_code_keeps_the_one_block_and_leaves_answers_of_several_as_they_are(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    code = "```python\ndef f():\n    return 1\n```"
+    answers = [f"Sure! Here it is:\n\n{code}\n\nHope this helps!", code, f"First:\n\n{code}\n\nor:\n\n{code}"]
+    rows = [{"prompt": f"Write f, way {n}.", "completion": answer} for n, answer in enumerate(answers)]
+    settings = DataSettings(sources=(write(tmp_path / "words.jsonl", rows),), only_code=True, held_out_fraction=0)
+    prepare(settings, checkpoint, tmp_path / "set", silent, lambda event: None)
+    assert [row.completion for row in read_rows(tmp_path / "set" / "train.jsonl")] == [code, code, answers[2]]
+
+
 def test_rows_carry_how_an_answer_is_judged(checkpoint: Path, tmp_path: Path) -> None:
     source = StdlibSource(stdlib=("statistics", "textwrap", "shutil"), take="context")
     settings = DataSettings(sources=(source,), held_out_fraction=0.3, max_length_tokens=8192)

@@ -127,3 +127,9 @@ def test_stages_that_cannot_go_on_from_one_another_are_refused(folder: Path, old
 )
 def test_a_malformed_chain_is_told_with_file_and_line(folder: Path, text: str, says: str) -> None:
     assert refused(chain_file(folder, text)).message.startswith(says)
+
+
+def test_a_recipe_without_a_name_is_called_as_its_file(folder: Path) -> None:
+    for name in ("plain", "other"):
+        chain_file(folder, ONE.replace("name: one\n", ""), f"{name}.yaml")
+    assert [stage.recipe.name for stage in load_chain(("plain.yaml", "other.yaml")).stages] == ["plain", "other"]
