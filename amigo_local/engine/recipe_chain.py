@@ -14,6 +14,17 @@ from amigo_local.engine.recipe_file import Layer, LoadedRecipe, find_recipe, lay
 from amigo_local.engine.settings_tree import Branch, Leaf
 
 _KEYS = ("name", "summary", "chain", "each")
+_GOES_ON = "a stage goes on from the adapter of the one before"
+_HELD_OUT = "what one stage holds out, another would train on"
+_SHARED = {
+    "model.source": _GOES_ON,
+    "model.base": _GOES_ON,
+    "train.quantization": _GOES_ON,
+    "train.lora": _GOES_ON,
+    "data.held_out_fraction": _HELD_OUT,
+    "data.seed": _HELD_OUT,
+}
+"""What all recipes of a chain have in common, and why."""
 _HINT = "a chain file has `chain: [RECIPE, …]` and, to change settings of all of them, `each: {…}`"
 
 
@@ -89,16 +100,17 @@ def _check_names(stages: Sequence[LoadedRecipe]) -> None:
 
 
 def _check_one_model(stages: Sequence[LoadedRecipe]) -> None:
-    """Every stage goes on from the adapter before it, which belongs to one model and has one shape."""
+    """Every stage goes on from the adapter before it, which belongs to one model and has one shape; and none may train
+    on what another holds out."""
     first = stages[0]
     for stage in stages[1:]:
-        for key in ("model.source", "model.base", "train.quantization", "train.lora"):
+        for key, reason in _SHARED.items():
             mine, theirs = _at(stage.recipe, key), _at(first.recipe, key)
             if mine != theirs:
                 where = next((stage.origins[name] for name in stage.origins if name.startswith(key)), str(stage.path))
                 raise InputError(
                     f"{where}: {stage.recipe.name} has another {key} than {first.recipe.name}: {_shown(mine)}, not"
-                    f" {_shown(theirs)}; a stage goes on from the adapter of the one before",
+                    f" {_shown(theirs)}; {reason}",
                     f"give all recipes of a chain the same {key}",
                 )
         if stage.recipe.train.adapter is not None:

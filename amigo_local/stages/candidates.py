@@ -240,7 +240,7 @@ def _figures(candidates: Sequence[Candidate], judgements: Sequence[Judgement]) -
 
 STAGE = Stage(
     "candidates",
-    "Ask the model itself for several answers to each problem of a recipe, and run them.",
+    "Ask the model for several answers to each problem of a recipe; run them.",
     CandidatesParams,
     run,
     steps,

@@ -205,7 +205,7 @@ def _preview(recipes: Sequence[Recipe], params: DataParams, context: StageContex
 
 STAGE = Stage(
     "data",
-    "Check where a recipe's data comes from (data check), or look at samples (data preview).",
+    "Check a recipe's sources (data check), or look at samples (data preview).",
     DataParams,
     run,
     locks=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -143,8 +144,9 @@ def test_a_worker_that_is_ended_from_outside_is_told_and_gone_on_after(
 ) -> None:
     def kill_workers(event: AnyEvent) -> None:
         for child in psutil.Process().children(recursive=True):
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+            with contextlib.suppress(psutil.Error):  # gone by now
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
 
     with pytest.raises(AmigoError, match="ended from outside") as error:
         prepare(given, checkpoint, tmp_path, quiet, kill_workers, pace=POOLED)

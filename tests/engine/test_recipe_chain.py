@@ -104,6 +104,12 @@ def test_a_recipe_that_comes_twice_is_refused(folder: Path) -> None:
         ("gemma3:1b", "gemma3:4b", "two.yaml:2: two has another model.source than one: gemma3:4b, not gemma3:1b"),
         ("name: two", "name: two\ntrain: {quantization: none}", "two.yaml:2: two has another train.quantization"),
         ("name: two", "name: two\ntrain: {lora: {rank: 8}}", "two has another train.lora than one: rank 8, alpha 64"),
+        (
+            "data: {",
+            "data: {held_out_fraction: 0.3, ",
+            "another data.held_out_fraction than one: 0.3, not 0.15; what one",
+        ),
+        ("data: {", "data: {seed: 4, ", "two.yaml:3: two has another data.seed than one: 4, not 0"),
         ("name: two", "name: two\ntrain: {adapter: a}", "two.yaml:2: two names an adapter"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_prepared_set_is_found_again_until_its_rows_change(tmp_path: Path) -> 
     home = Home(tmp_path / "tiny")
     made = home.done(verb="prepare")["prepare"]
     assert made.figures["train_samples"] and not (Path(made.path) / "building").exists()
-    assert set(made.sources) == {"checkpoint", "jsonl:pairs.jsonl"}
+    assert set(made.sources) == {"checkpoint", "jsonl:pairs.jsonl", "grammars"}
     home.done(verb="prepare")
     assert "prepare" in home.skipped()
     with (tmp_path / "tiny" / "pairs.jsonl").open("a") as file:
@@ -296,7 +296,7 @@ def test_folders_and_evaluation_sets_are_inputs(context: StageContext, tmp_path:
         checkpoint=str(checkpoint), data=data, folders={"earlier": str(tmp_path / "earlier")}
     )
     found = prepare.inputs(params, context)
-    assert set(found) == {"checkpoint", "stdlib:python", "folder:earlier", "evaluation:own.jsonl"}
+    assert set(found) == {"checkpoint", "stdlib:python", "folder:earlier", "evaluation 0:own.jsonl", "grammars"}
     write(tmp_path / "earlier" / "train.jsonl", ROWS[1:2])
     assert prepare.inputs(params, context)["folder:earlier"] != found["folder:earlier"]
     lost = msgspec.structs.replace(params, data=DataSettings(evaluation_sets=(str(tmp_path / "lost.jsonl"),)))
