@@ -57,12 +57,15 @@ class Refinement:
         progress = ChainProgress(context, planning)
         adapter: Artifact | None = None
         lineage: list[tuple[Figure, ...]] = []
+        if self.single and self.recipes[0].gate and not planning:
+            context.note("its gate holds between the stages of a chain: a recipe that runs alone isn't stopped by it")
         if not self.single:
             progress.add(BASE, (yield from self._measured(BASE, None)), {})
             progress.check_gates({recipe.name: recipe.gate for recipe in self.recipes})
         for recipe in self.recipes:
             before, adapter = adapter, (yield from self._trained(recipe, adapter))
-            lineage.append((recipe.name, _short(adapter), _short(before) if before else "the base", adapter.path))
+            start = _short(before) if before else self.start_adapter or "the base"
+            lineage.append((recipe.name, _short(adapter), start, adapter.path))
             if self.single:
                 break
             if self.export_each and recipe is not self.recipes[-1]:

@@ -227,6 +227,12 @@ def test_a_recipe_alone_says_that_there_is_nothing_to_replay(home: ChainHome, ma
     assert any("no earlier stage to replay" in note for note in notes)
 
 
+def test_a_recipe_alone_says_that_its_gate_stops_nothing(home: ChainHome, made: Made) -> None:
+    assert home.run("one", sets=("gate={directness: +101pt}",)).exit_code == 0
+    notes = [getattr(record.event, "text", "") for record in home.records]
+    assert sum("a recipe that runs alone isn't stopped" in note for note in notes) == 1
+
+
 def test_a_plan_of_a_chain_names_each_step_and_what_is_done(home: ChainHome, made: Made) -> None:
     assert home.run("one", "two", verb="run").exit_code == 0
     from amigo_local.stages.plan import PlanParams, make_plan
