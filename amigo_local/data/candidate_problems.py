@@ -33,13 +33,4 @@ def _spread(pairs: Iterable[Pair], seed: int) -> Iterator[Pair]:
 
 def _single(pair: Pair) -> Pair:
     """Of a pair of answers, the request with the better one."""
-    return Pair(
-        prompt=pair.prompt,
-        completion=pair.completion,
-        source=pair.source,
-        module=pair.module,
-        name=pair.name,
-        license=pair.license,
-        language=pair.language,
-        check=pair.check,
-    )
+    return Pair(**{name: getattr(pair, name) for name in Pair.__struct_fields__})

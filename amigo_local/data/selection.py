@@ -193,30 +193,14 @@ def checked_row(pair: Pair, sides: tuple[Rendered, ...] | BoundaryMoved, max_len
 
 def row_of(pair: Pair, sides: tuple[Rendered, ...]) -> AnyRow:
     start, ids = sides[0].completion_start, sides[0].input_ids
+    origin = {name: getattr(pair, name) for name in Pair.__struct_fields__ if name != "completion"}
     if isinstance(pair, Preference):
         return PreferenceRow(
-            prompt=pair.prompt,
+            **origin,
             chosen=pair.completion,
             rejected=pair.rejected,
-            source=pair.source,
-            module=pair.module,
-            name=pair.name,
-            license=pair.license,
-            language=pair.language,
-            check=pair.check,
             prompt_ids=ids[:start],
             chosen_ids=ids[start:],
             rejected_ids=sides[1].input_ids[start:],
         )
-    return Row(
-        prompt=pair.prompt,
-        completion=pair.completion,
-        source=pair.source,
-        module=pair.module,
-        name=pair.name,
-        license=pair.license,
-        language=pair.language,
-        check=pair.check,
-        input_ids=ids,
-        completion_start=start,
-    )
+    return Row(**origin, completion=pair.completion, input_ids=ids, completion_start=start)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ _GRAMMARS = {
 }
 # C and C++ that tree-sitter can't be sure of: directives, names written as macros are, `typeid(int)`.
 _UNSURE = re.compile(r"^\s*#\s*(?!include\b)\w|\b[A-Z][A-Z0-9_]+\b|\btypeid\b", re.MULTILINE)
+
+
+def installed_grammars() -> tuple[str, ...]:
+    """Languages besides Python that are judged here."""
+    return tuple(language for language, (module, _) in _GRAMMARS.items() if find_spec(module))
 
 
 class Block(NamedTuple):

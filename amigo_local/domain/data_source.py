@@ -211,18 +211,5 @@ class CandidatesSource(Source, frozen=True, kw_only=True, tag="candidates"):
         return bool(self.pairs)
 
 
-DataSource = (
-    StdlibSource
-    | PackageSource
-    | RepoSource
-    | DoctestSource
-    | BugInjectionSource
-    | JsonlSource
-    | JsonSource
-    | ParquetSource
-    | HubSource
-    | VotesSource
-    | ReplaySource
-    | CandidatesSource
-)
+DataSource = ProblemSource | VotesSource | ReplaySource | CandidatesSource
 FileSource = JsonlSource | JsonSource | ParquetSource

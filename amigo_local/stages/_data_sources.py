@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import platform
@@ -152,17 +151,15 @@ def _digests(source: DataSource, hub: OpenHub, context: StageContext) -> Iterato
             yield path.name, context.workspace.digests.digest(path) if path.is_file() else ABSENT
         case _:
             if isinstance(source, FileSource):
-                pattern = str(getattr(source, source.kind))
-                yield Path(pattern).name, _files_digest(pattern, context)
+                yield Path(str(getattr(source, source.kind))).name, _files_digest(source, context)
 
 
-def _files_digest(pattern: str, context: StageContext) -> str:
-    files = [Path(name) for name in sorted(glob.glob(pattern))]  # noqa: PTH207 - Path.glob takes no absolute pattern
-    if not files and Path(pattern).is_file():
-        files = [Path(pattern)]  # its name has brackets in it
-    if not files:
-        raise InputError(f"the data file {pattern} isn't there", "correct data.sources in the recipe")
-    return digest_of_parts([f"{context.workspace.digests.digest(file)}  {file.name}" for file in files])
+def _files_digest(source: FileSource, context: StageContext) -> str:
+    """Of the very files that will be read."""
+    from amigo_local.data.tables.table import tables_of
+
+    digest = context.workspace.digests.digest
+    return digest_of_parts([f"{digest(Path(table.path))}  {table.name}" for table in tables_of(source)])
 
 
 def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:

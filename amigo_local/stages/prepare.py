@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import contextlib
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from amigo_local.domain.data_source import (
@@ -25,7 +23,6 @@ from amigo_local.stages._loop import chain_until
 
 # Pairs of the whole standard library by kind of source, and room for more (docs/measurements.md, Data).
 _PAIRS_OF = {"stdlib": 500, "package": 300, "doctest": 100, "bug_injection": 300, "votes": 100, "repo": 2000}
-_GRAMMARS = ("javascript", "typescript", "java", "go", "rust", "cpp", "c")
 _PAIRS_OF_A_SET = 50_000
 _BYTES_PER_ROW_OF = {"jsonl": 500, "json": 500, "parquet": 200}
 _BYTES_PER_PAIR = 10 << 10  # 4 KiB of a finished row, the same again while it is rendered, and what was gathered
@@ -42,6 +39,7 @@ class PrepareParams(Params, frozen=True, kw_only=True):
 
 
 def inputs(params: PrepareParams, context: StageContext) -> dict[str, str]:
+    from amigo_local.data.syntax import installed_grammars
     from amigo_local.stages._data_sources import source_digests
 
     digest = context.workspace.digests.digest
@@ -52,7 +50,7 @@ def inputs(params: PrepareParams, context: StageContext) -> dict[str, str]:
         if not Path(file).is_file():
             raise InputError(f"the evaluation set {file} isn't there", "correct data.evaluation_sets in the recipe")
         found[f"evaluation {number}:{Path(file).name}"] = digest(Path(file))
-    found["grammars"] = " ".join(name for name in _GRAMMARS if find_spec(f"tree_sitter_{name}"))
+    found["grammars"] = " ".join(installed_grammars())
     return found
 
 
@@ -67,7 +65,11 @@ def _expected(source: DataSource) -> int:
     if source.limit:
         return source.limit
     if isinstance(source, FileSource):
-        size = sum(os.stat(name).st_size for name in glob.glob(str(getattr(source, source.kind))))  # noqa: PTH207,PTH116
+        from amigo_local.data.tables.table import tables_of
+
+        size = 0
+        with contextlib.suppress(InputError):  # what isn't there is told when it is read
+            size = sum(table.size_bytes for table in tables_of(source))
         return min(source.rows or size, size // _BYTES_PER_ROW_OF[source.kind] + 1)
     if isinstance(source, HubSource):
         return source.rows or _PAIRS_OF_A_SET

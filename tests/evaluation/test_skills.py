@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 
 from amigo_local.domain.answer_check import AnswerCheck
 from amigo_local.domain.code_start import find_code
-from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import AnyEvent, Note
 from amigo_local.domain.generation import Answer, GenerationOptions, Message
 from amigo_local.domain.name_use import names_used
@@ -17,11 +15,8 @@ from amigo_local.domain.reasoning_chain import has_chain
 from amigo_local.domain.recipe import EvaluateSettings, Suite
 from amigo_local.evaluation.held_out import (
     Request,
-    is_trained,
     plain_requests,
-    read_requests,
     requests_for,
-    trained_prompts,
 )
 from amigo_local.evaluation.intervals import bootstrap_mean, difference, mean_share
 from amigo_local.evaluation.report import report_text
@@ -369,34 +364,3 @@ def test_suites_choose_evenly_and_reasoning_half_of_each() -> None:
     assert plain_requests(PROBLEMS[3:], 9) == tuple(PROBLEMS[3:])
     no_program = msgspec.structs.replace(BUGS[0], check=AnswerCheck(skill="debugging", entry_point="add1"))
     assert requests_for("debugging", [no_program], 3) == ()
-
-
-def test_held_out_rows_of_both_kinds_of_set_are_read(tmp_path: Path) -> None:
-    single = {"prompt": "a", "completion": "x", "check": {"skill": "context", "names": ["n"]}, "completion_start": 3}
-    pair = {"prompt": "b", "chosen": "y", "rejected": "z", "prompt_ids": [1, 2], "check": None, "module": "m"}
-    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (single, pair)))
-    one, two = read_requests(str(tmp_path))
-    assert (one.reference, one.prompt_tokens, one.check and one.check.names) == ("x", 3, ("n",))
-    assert (two.reference, two.prompt_tokens, two.check) == ("y", 2, None)
-    (tmp_path / "train.jsonl").write_text('{"prompt": "b", "completion": ""}\n')
-    marks = trained_prompts([str(tmp_path), str(tmp_path / "held_out.jsonl")])
-    assert (is_trained(one, marks), is_trained(two, marks)) == (False, True)
-
-
-def test_a_module_that_another_set_trains_on_is_trained_whatever_is_asked(tmp_path: Path) -> None:
-    rows = [{"prompt": "Write f.", "module": "heapq"}, {"prompt": "Write g.", "module": ""}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    marks = trained_prompts([str(tmp_path)])
-    asked = [Request(prompt="Mend f.", module=module) for module in ("heapq", "bisect", "")]
-    assert [is_trained(request, marks) for request in asked] == [True, False, False]
-
-
-def test_a_file_of_ones_own_needs_no_more_than_a_prompt(tmp_path: Path) -> None:
-    own = tmp_path / "own.jsonl"
-    own.write_text('{"prompt": "a", "name": 7, "check": "by hand"}\n{"text": "b"}\n')
-    with pytest.raises(InputError, match=r"own.jsonl:2: no JSON object with a `prompt`"):
-        read_requests(str(own))
-    own.write_text('{"prompt": "a", "name": 7, "check": "by hand"}\n')
-    assert read_requests(str(own)) == (Request(prompt="a"),)
-    with pytest.raises(InputError, match="there is no prompt file"):
-        read_requests(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from importlib import import_module
 
@@ -16,7 +17,7 @@ EVERY_COLUMN = frozenset({"license", "lang", "language", "module"})
 """Taken over by every mapping where a row has them."""
 
 
-class RowMapping:
+class RowMapping(ABC):
     """Base: made once for a source; `pair` is called with every row."""
 
     columns: tuple[tuple[str, ...], ...] = ()
@@ -32,9 +33,9 @@ class RowMapping:
         self._license = source.license or license
         self._language = language_name(source.language or "")
 
+    @abstractmethod
     def pair(self, row: Row, name: str) -> Pair | str:
         """The pair that a row is, or the reason why it is none."""
-        raise NotImplementedError
 
     def remarks(self) -> Iterator[str]:
         """What to tell after the last row, besides what was skipped."""

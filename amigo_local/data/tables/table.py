@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
+from amigo_local.domain.data_source import FileSource, JsonlSource, JsonSource
 from amigo_local.domain.errors import InputError
 
 Kind = Literal["jsonl", "json", "parquet"]
@@ -51,6 +52,12 @@ class Table:
 def tables_on_disk(pattern: str, kind: Kind) -> tuple[Table, ...]:
     """The files that the pattern names, sorted. Raises InputError, with what is there instead, when there are none."""
     return tuple(_on_disk(path, kind) for path in _paths(pattern, kind))
+
+
+def tables_of(source: FileSource) -> tuple[Table, ...]:
+    """The files of a source. Raises InputError as `tables_on_disk` does."""
+    kind: Kind = "jsonl" if isinstance(source, JsonlSource) else "json" if isinstance(source, JsonSource) else "parquet"
+    return tables_on_disk(str(getattr(source, kind)), kind)
 
 
 def _on_disk(path: Path, kind: Kind) -> Table:
