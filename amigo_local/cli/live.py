@@ -14,10 +14,6 @@ from rich.progress import Progress as Bar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from amigo_local.cli.formats import cells, is_numeric
-from amigo_local.cli.memory_bar import WIDTH, memory_bars
-from amigo_local.cli.sample import sample_text
-from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
     MetricLogged,
@@ -34,6 +30,10 @@ from amigo_local.domain.events import (
     Table,
     TokenGenerated,
 )
+from amigo_local.presentation.formats import cells, is_numeric
+from amigo_local.presentation.memory_bar import WIDTH, memory_bars
+from amigo_local.presentation.sample import sample_text
+from amigo_local.presentation.sentences import is_self_evident, sentence
 
 _PART_STYLES = [f"black on {name}" for name in ("cyan", "green", "yellow", "blue", "magenta", "bright_yellow", "white")]
 _STYLES = {"good": "green", "warning": "yellow", "problem": "red", "info": ""}

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from amigo_local.cli.formats import cells, is_numeric
-from amigo_local.cli.memory_bar import memory_bars
-from amigo_local.cli.sample import sample_lines
-from amigo_local.cli.sentences import is_self_evident, sentence
 from amigo_local.domain.events import (
     GenerationFinished,
     PlanMade,
@@ -18,6 +14,10 @@ from amigo_local.domain.events import (
     Table,
     TokenGenerated,
 )
+from amigo_local.presentation.formats import cells, is_numeric
+from amigo_local.presentation.memory_bar import memory_bars
+from amigo_local.presentation.sample import sample_lines
+from amigo_local.presentation.sentences import is_self_evident, sentence
 
 _EVERY_SECONDS = 5.0
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from amigo_local.cli.sample import LEARNT, READ, sample_lines, sample_text
 from amigo_local.domain.events import AnyEvent, Note, Record, SampleShown, StageFailed, Table
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.workspace import Workspace
+from amigo_local.presentation.sample import LEARNT, READ, sample_lines, sample_text
 from amigo_local.stages.data import DataParams
 from tests.support.tiny_home import in_this_process
 from tests.support.tiny_run import write_tiny_run

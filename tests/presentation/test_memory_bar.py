@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amigo_local.cli.memory_bar import memory_bars, stacked_bar
 from amigo_local.domain.memory_plan import Batching, MemoryPlan, Part
+from amigo_local.presentation.memory_bar import memory_bars, stacked_bar
 
 
 def test_a_part_takes_its_share_of_the_budget() -> None:
