@@ -32,10 +32,20 @@ class RunFinished(Event, frozen=True, tag="run_finished"):
     elapsed_seconds: float
 
 
+class RunPaused(Event, frozen=True, tag="run_paused"):
+    """Somebody asked it to wait; it holds its memory until it goes on."""
+
+
+class RunContinued(Event, frozen=True, tag="run_continued"):
+    """It goes on after a pause."""
+
+
 class StageStarted(Event, frozen=True, tag="stage_started"):
     fingerprint: str
     summary: str
     estimate_seconds: float | None = None
+    of: str = ""
+    """Name of the recipe that the stage belongs to, in a chain of several."""
 
 
 class StageSkipped(Event, frozen=True, tag="stage_skipped"):
@@ -43,6 +53,7 @@ class StageSkipped(Event, frozen=True, tag="stage_skipped"):
 
     fingerprint: str
     artifact: Artifact
+    of: str = ""
 
 
 class Progress(Event, frozen=True, tag="progress"):
@@ -188,6 +199,8 @@ class StageCancelled(Event, frozen=True, tag="stage_cancelled"):
 AnyEvent = (
     RunStarted
     | RunFinished
+    | RunPaused
+    | RunContinued
     | StageStarted
     | StageSkipped
     | Progress

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from amigo_local.domain.artifact import Artifact
 from amigo_local.domain.memory_plan import Batching, MemoryPlan
 
 __all__ = ["Batching", "Needs", "Plan", "PlannedStage"]
@@ -25,7 +26,8 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     summary: str
     status: Literal["done", "to do"]
     needs: Needs
-    artifact_path: str | None = None
+    artifact: Artifact | None = None
+    """What was made, when it is done."""
     of: str = ""
     """Name of the recipe that it belongs to, in a chain of several."""
 

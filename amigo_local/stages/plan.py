@@ -156,7 +156,7 @@ def make_plan(request: ChainRequest, context: StageContext) -> tuple[Plan, Input
                 summary=stage.summary,
                 status="done" if done else "to do",
                 needs=needs,
-                artifact_path=done.path if done else None,
+                artifact=done,
                 of=step.of,
             )
         )
@@ -230,7 +230,7 @@ def _row(stage: PlannedStage) -> tuple[Figure, ...]:
     needs = stage.needs
     shown = (needs.vram_bytes or None, needs.ram_bytes or None, needs.disk_bytes or None, needs.seconds)
     name = f"{stage.of.partition('_')[0]} {stage.stage}" if stage.of else stage.stage
-    return (name, stage.status, *shown, Path(stage.artifact_path).name if stage.artifact_path else None)
+    return (name, stage.status, *shown, Path(stage.artifact.path).name if stage.artifact else None)
 
 
 def _lever_rows(memory: MemoryPlan) -> tuple[tuple[Figure, ...], ...]:
