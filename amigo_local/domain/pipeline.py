@@ -51,6 +51,15 @@ def pipeline(plan: Plan, run: RunState | None, *, planned_at: float, live: bool)
     return rows
 
 
+def pipeline_of_run(run: RunState, *, live: bool) -> list[PipelineStage]:
+    """What a run did, where there is no plan to lay it beside."""
+    rows = []
+    for state in run.stages:
+        seen = PlannedStage(stage=state.stage, summary=state.summary, status="to do", needs=Needs(), of=state.of)
+        rows.append(_row(seen, state, _status(seen, state, run, 0.0, live), False))
+    return rows
+
+
 def _state_of(planned: PlannedStage, occurrence: int, run: RunState | None) -> StageState | None:
     """Of several of one name in the newest start of the run the one at that place."""
     found = [s for s in run.stages if (s.stage, s.of) == (planned.stage, planned.of)] if run else []

@@ -1,0 +1,173 @@
+"""AmigoApp: eight screens over one session; keys, command palette, themes, failures and leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from amigo_local.domain.errors import AmigoError
+from amigo_local.domain.events import MachineMeasured, Record, StageFailed
+from amigo_local.domain.run_state import RunState
+from amigo_local.tui.screens.base import SCREENS, AmigoScreen
+from amigo_local.tui.session import Session
+from amigo_local.tui.themes import DARK, LIGHT, THEMES
+
+if TYPE_CHECKING:
+    pass
+
+STATUS_SECONDS = 2.0
+
+
+def _screen_factory(name: str) -> Callable[[], Screen[None]]:
+    """A screen is imported when it is first shown: the first one then paints sooner."""
+
+    def make() -> Screen[None]:
+        from importlib import import_module
+
+        screen: Screen[None] = import_module(f"amigo_local.tui.screens.{name}").SCREEN()
+        return screen
+
+    return make
+
+
+class AmigoApp(App[None]):
+    TITLE = "amigo-local"
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[None]]]] = {name: _screen_factory(name) for name in SCREENS}
+    DEFAULT_MODE = "loop"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(str(place), f"app.show_screen('{name}')", title, show=False)
+            for place, (name, title) in enumerate(SCREENS.items(), start=1)
+        ),
+        Binding("ctrl+t", "toggle_light", "Light/dark", show=False),
+        Binding("ctrl+e", "show_details", "Error details", show=False),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
+    ]
+
+    def __init__(self, session: Session, screen: str = "") -> None:
+        super().__init__()
+        self.session = session
+        self.machine: MachineMeasured | None = None
+        self.failure: StageFailed | None = None
+        """The last one that was shown."""
+        self._first_screen = screen or session.saved.screen
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = session.saved.theme if session.saved.theme in self.available_themes else DARK
+        session.on_update = self._run_updated
+
+    def on_mount(self) -> None:
+        if self._first_screen in SCREENS and self._first_screen != self.DEFAULT_MODE:
+            self.switch_mode(self._first_screen)
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        """What may wait until something is on the screen."""
+        self.run_worker(self._open_session(), name="session")
+        self.set_interval(STATUS_SECONDS, self._measure)
+
+    async def _open_session(self) -> None:
+        await self.session.warm()
+        await self.session.follow_newest()
+        self._measure()
+
+    # -- The followed run and the machine, for whichever screen shows
+
+    def _run_updated(self, state: RunState, records: list[Record]) -> None:
+        for screen in self._amigo_screens():
+            screen.run_updated(state, records)
+
+    def _amigo_screens(self) -> Iterable[AmigoScreen]:
+        """That of the current mode, also while a dialog lies over it."""
+        return [screen for screen in self.screen_stack if isinstance(screen, AmigoScreen)]
+
+    def _measure(self) -> None:
+        self.run_worker(self._ask_status(), group="status", exclusive=True, exit_on_error=False)
+
+    async def _ask_status(self) -> None:
+        reply = await self.session.ask("status")
+        if measured := reply.first(MachineMeasured):
+            self.machine = measured
+            for screen in self._amigo_screens():
+                screen.machine_measured(measured)
+
+    # -- Failures
+
+    def show_failure(self, failure: StageFailed | AmigoError) -> None:
+        """Message and hint at once; the rest with ctrl+e."""
+        if isinstance(failure, AmigoError):
+            failure = StageFailed(failure.message, failure.hint, failure.exit_code)
+        self.failure = failure
+        for screen in self._amigo_screens():
+            screen.show_failure(failure)
+
+    def action_show_details(self) -> None:
+        from amigo_local.tui.screens.details import FailureDetails
+
+        if self.failure:
+            self.push_screen(FailureDetails(self.failure))
+
+    # -- Moving about
+
+    def action_show_screen(self, name: str) -> None:
+        if len(self.screen_stack) > 1:
+            return  # a dialog wants its answer first
+        self.session.saved.screen = name
+        self.switch_mode(name)
+
+    def action_toggle_light(self) -> None:
+        self.theme = LIGHT if self.current_theme.dark else DARK
+
+    def watch_theme(self, theme: str) -> None:
+        self.session.saved.theme = theme
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        for name, title in SCREENS.items():
+            yield SystemCommand(f"Go to {title}", SUMMARIES[name], lambda name=name: self.action_show_screen(name))
+        if isinstance(screen, AmigoScreen):
+            yield from screen.commands()
+        yield from super().get_system_commands(screen)
+
+    async def action_quit(self) -> None:
+        """Asks first when something is going on that it began or follows."""
+        if self.session.live and self.session.run and len(self.screen_stack) == 1:
+            from amigo_local.tui.screens.leaving import Leaving
+
+            self.push_screen(Leaving(self.session.run), self._leave)
+        else:
+            self._leave("leave")
+
+    def _leave(self, choice: str | None) -> None:
+        if choice in (None, "stay"):
+            return
+        self.run_worker(self._close(choice), name="leaving")
+
+    async def _close(self, choice: str | None) -> None:
+        try:
+            if choice == "stop":
+                self.session.command("stop")
+            elif choice == "cancel":
+                self.session.command("cancel")
+        except AmigoError as error:
+            self.show_failure(error)
+            return
+        for screen in self._amigo_screens():
+            screen.remember()
+        await self.session.close()
+        self.exit()
+
+
+SUMMARIES = {
+    "loop": "The whole loop of a recipe, stage by stage",
+    "models": "Ollama's tags and our artifacts: pull, unpack, register, remove",
+    "recipe": "Settings, and what they need of this machine",
+    "train": "Loss, speed, memory, checkpoints of a training",
+    "compare": "Two models side by side, and votes",
+    "evaluate": "Suites, old against refined",
+    "runs": "What was run, resume it, free disk",
+    "doctor": "What this machine can do, and what to mend",
+}

@@ -1,0 +1,73 @@
+"""SavedState: what the app remembers from one start to the next, in `tui.json` of the home folder."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from amigo_local.engine.workspace import write_synced
+
+STATE_FILE = "tui.json"
+PROMPTS_KEPT = 200
+
+
+class RecipeChoice(msgspec.Struct, kw_only=True):
+    """What the Loop and Recipe screens work on."""
+
+    recipe: list[str] = []
+    """Names or paths; several make a chain."""
+    model: str = ""
+    """REF, instead of the recipe's own; empty: the recipe's."""
+    overrides: list[str] = []
+    """`key.path=value`, as --set takes them."""
+    vram: str = ""
+    ram: str = ""
+    """To plan for another machine; empty: this one."""
+
+
+class CompareState(msgspec.Struct, kw_only=True):
+    left: str = ""
+    right: str = ""
+    """REFs."""
+    draft: str = ""
+    blind: bool = False
+    prompts: list[str] = []
+    """Sent before, the oldest first."""
+    prompt_set: str = ""
+    """Path of a file with prompts."""
+    prompt_place: int = 0
+
+
+class EvaluateState(msgspec.Struct, kw_only=True):
+    refs: list[str] = []
+    suites: list[str] = []
+    run_id: str = ""
+
+
+class SavedState(msgspec.Struct, kw_only=True):
+    theme: str = ""
+    screen: str = ""
+    run_id: str = ""
+    """The run that is followed."""
+    choice: RecipeChoice = msgspec.field(default_factory=RecipeChoice)
+    compare: CompareState = msgspec.field(default_factory=CompareState)
+    evaluate: EvaluateState = msgspec.field(default_factory=EvaluateState)
+
+
+def read_state(home: Path) -> SavedState:
+    """A fresh state where there is none yet, or none that can be read: it is no more than convenience."""
+    try:
+        return msgspec.json.decode((home / STATE_FILE).read_bytes(), type=SavedState)
+    except (OSError, msgspec.MsgspecError):
+        return SavedState()
+
+
+def write_state(home: Path, state: SavedState) -> None:
+    """Replaces the file; a home that can't be written remembers nothing."""
+    waiting = home / f"{STATE_FILE}.partial"
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+        write_synced(waiting, msgspec.json.format(msgspec.json.encode(state), indent=1))
+        waiting.replace(home / STATE_FILE)

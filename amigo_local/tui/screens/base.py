@@ -1,0 +1,85 @@
+"""AmigoScreen: what all screens have: the bar of screens above, failures and keys below, and hooks for what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from textual.app import ComposeResult, SystemCommand
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from amigo_local.domain.events import MachineMeasured, Record, StageFailed
+from amigo_local.domain.run_state import RunState
+from amigo_local.tui.widgets.failure_bar import FailureBar
+from amigo_local.tui.widgets.screen_bar import ScreenBar
+
+if TYPE_CHECKING:
+    from amigo_local.tui.app import AmigoApp
+    from amigo_local.tui.session import Session
+
+SCREENS = {
+    "loop": "Loop",
+    "models": "Models",
+    "recipe": "Recipe",
+    "train": "Train",
+    "compare": "Compare",
+    "evaluate": "Evaluate",
+    "runs": "Runs",
+    "doctor": "Doctor",
+}
+"""Name (also of its file) -> title, in the order of their keys 1 to 8."""
+
+
+class AmigoScreen(Screen[None]):
+    """A screen gives its `NAME` and `body`. Hooks do nothing here."""
+
+    NAME = ""
+    SCREEN_NAMES = SCREENS
+
+    @property
+    def amigo(self) -> AmigoApp:
+        return cast("AmigoApp", self.app)
+
+    @property
+    def session(self) -> Session:
+        return self.amigo.session
+
+    def compose(self) -> ComposeResult:
+        yield ScreenBar(SCREENS, self.NAME)
+        yield from self.body()
+        yield FailureBar()
+        yield Footer(show_command_palette=True)
+
+    def body(self) -> ComposeResult:
+        """What lies between the bar of screens and the footer."""
+        yield from ()
+
+    def on_screen_resume(self) -> None:
+        state = self.session.run
+        if state:
+            self._tell_bar(state)
+        self.shown()
+
+    def shown(self) -> None:
+        """Called each time the screen comes to the front, the first time too."""
+
+    def run_updated(self, state: RunState, records: list[Record]) -> None:
+        """The followed run has something new. Overriding, call super: the bar shows how far it is."""
+        self._tell_bar(state)
+
+    def machine_measured(self, measured: MachineMeasured) -> None:
+        """The machine was measured again."""
+
+    def remember(self) -> None:
+        """Called before the app ends: put into session.saved what should be there again."""
+
+    def commands(self) -> Iterable[SystemCommand]:
+        """What this screen adds to the command palette besides its keys."""
+        yield from ()
+
+    def show_failure(self, failure: StageFailed) -> None:
+        self.query_one(FailureBar).show(failure)
+
+    def _tell_bar(self, state: RunState) -> None:
+        self.query_one(ScreenBar).show_run(state, self.session.live)

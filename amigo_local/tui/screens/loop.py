@@ -1,0 +1,208 @@
+"""LoopScreen: the pipeline of the chosen run; Enter runs what comes next; records below, the machine beside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import ClassVar
+
+from textual.app import ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from amigo_local.domain.errors import AmigoError, InputError
+from amigo_local.domain.events import MachineMeasured, PlanMade, Record, StageFailed, StageFinished, StageSkipped
+from amigo_local.domain.pipeline import PipelineStage, pipeline, pipeline_of_run
+from amigo_local.domain.plan import Plan
+from amigo_local.domain.run_state import RunState
+from amigo_local.tui.screens.base import AmigoScreen
+from amigo_local.tui.widgets.machine_panel import MachinePanel
+from amigo_local.tui.widgets.pipeline_view import PipelineView
+from amigo_local.tui.widgets.record_log import RecordLog
+
+_WELCOME = """\
+[b]From an Ollama tag to a refined Ollama tag, on this machine.[/]
+
+[$accent]2[/]  Models: see what Ollama has, pull another
+[$accent]3[/]  Recipe: choose one, and see what it needs here
+[$accent]d[/]  Demo: the whole loop on a small real model, in minutes
+[$accent]8[/]  Doctor: what this machine can do
+
+Then [$accent]enter[/] here runs one stage after the other."""
+
+
+class LoopScreen(AmigoScreen):
+    NAME = "loop"
+    DEFAULT_CSS = """
+    LoopScreen {
+        #chosen { height: auto; padding: 0 1; color: $text-muted; }
+        #left { width: 1fr; }
+        #problem { height: auto; padding: 0 1; color: $warning; display: none; }
+        #welcome { padding: 1 2; height: auto; display: none; }
+        PipelineView { height: auto; max-height: 60%; }
+        RecordLog { height: 1fr; min-height: 4; border-top: solid $border; }
+        MachinePanel { width: 34; border-left: solid $border; }
+        &.-narrow MachinePanel { width: 26; }
+    }
+    """
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "next", "Run next"),
+        Binding("a", "all", "Run all"),
+        Binding("space", "pause", "Pause"),
+        Binding("s", "stop", "Stop"),
+        Binding("x", "cancel", "Cancel"),
+        Binding("d", "demo", "Demo", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plan: Plan | None = None
+        self._planned_at = 0.0
+        self._planned_choice: object = None
+        self._shown_run = ""
+
+    def body(self) -> ComposeResult:
+        yield Static(id="chosen")
+        with Horizontal():
+            with Vertical(id="left"):
+                yield Static(_WELCOME, id="welcome")
+                yield PipelineView()
+                yield Static(id="problem")
+                yield RecordLog()
+            yield MachinePanel()
+
+    # -- What is shown
+
+    def shown(self) -> None:
+        if self.amigo.machine:
+            self.machine_measured(self.amigo.machine)
+        self._show_chosen()
+        if self.session.run:
+            self._show_log(self.session.run, list(self.session.run.log))
+        self._draw()
+        if self.session.saved.choice.recipe and self._planned_choice != self._choice_mark():
+            self._replan()
+
+    def machine_measured(self, measured: MachineMeasured) -> None:
+        self.query_one(MachinePanel).show(measured)
+
+    def run_updated(self, state: RunState, records: list[Record]) -> None:
+        super().run_updated(state, records)
+        self._show_log(state, records)
+        if any(isinstance(record.event, StageFinished | StageSkipped) for record in records) and not self.session.live:
+            self._replan()
+        self._draw()
+
+    def _show_log(self, state: RunState, records: list[Record]) -> None:
+        log = self.query_one(RecordLog)
+        if state.run_id != self._shown_run:
+            self._shown_run = state.run_id
+            log.clear()
+            records = list(state.log)
+        log.add(records)
+        stage = state.running
+        log.show_progress(stage.stage if stage else "", stage.progress if stage and self.session.live else None)
+
+    def _choice_mark(self) -> object:
+        choice = self.session.saved.choice
+        return (*choice.recipe, choice.model, *choice.overrides)
+
+    def _show_chosen(self) -> None:
+        choice = self.session.saved.choice
+        parts = [Content.from_markup("recipe [b]$name[/]", name=" → ".join(choice.recipe))] if choice.recipe else []
+        if choice.model:
+            parts.append(Content.from_markup("model [b]$name[/]", name=choice.model))
+        if choice.overrides:
+            parts.append(Content(f"{len(choice.overrides)} changed"))
+        self.query_one("#chosen", Static).update(Content("  ").join(parts) if parts else "no recipe is chosen yet")
+
+    def _draw(self) -> None:
+        rows = self.rows
+        self.query_one(PipelineView).show(rows)
+        self.query_one("#welcome").display = not rows and not self.session.saved.choice.recipe
+
+    @property
+    def rows(self) -> list[PipelineStage]:
+        run = self.session.run if self.session.run and self._run_is_chosen() else None
+        if self._plan:
+            return pipeline(self._plan, run, planned_at=self._planned_at, live=self.session.live)
+        return pipeline_of_run(run, live=self.session.live) if run else []
+
+    def _run_is_chosen(self) -> bool:
+        """A run of something else, such as an evaluation, isn't laid beside the recipe's plan."""
+        run = self.session.run
+        return bool(run and (run.verb in ("run", "demo", "train", "prepare") or not self.session.saved.choice.recipe))
+
+    def _replan(self) -> None:
+        self.run_worker(self._ask_plan(), group="plan", exclusive=True)
+
+    async def _ask_plan(self) -> None:
+        mark, asked_at = self._choice_mark(), time.time()
+        if not self._plan:
+            self.query_one(PipelineView).show_planning()
+        reply = await self.session.ask("plan", self.session.loop_params())
+        made = reply.first(PlanMade)
+        self._plan = made.plan if made else self._plan if mark == self._planned_choice else None
+        if made:
+            self._planned_at = asked_at
+        self._planned_choice = mark
+        self._say_problem(reply.error)
+        self._draw()
+
+    def _say_problem(self, failure: StageFailed | None) -> None:
+        problem = self.query_one("#problem", Static)
+        problem.display = failure is not None
+        if failure:
+            problem.update(Content.from_markup("$message\n[dim]$hint[/]", message=failure.message, hint=failure.hint))
+
+    # -- Keys
+
+    def action_next(self) -> None:
+        self._start(next_only=True)
+
+    def action_all(self) -> None:
+        self._start(next_only=False)
+
+    def action_demo(self) -> None:
+        self.session.saved.choice.recipe = ["demo"]
+        self.run_worker(self._begin("demo", {}), group="start", exclusive=True)
+
+    def _start(self, next_only: bool) -> None:
+        if not self.session.saved.choice.recipe:
+            self.amigo.action_show_screen("recipe")
+            return
+        self.run_worker(
+            self._begin("run", self.session.loop_params() | {"next": next_only}), group="start", exclusive=True
+        )
+
+    async def _begin(self, verb: str, params: dict[str, object]) -> None:
+        try:
+            await self.session.start_loop(verb, params)
+        except AmigoError as error:
+            self.amigo.show_failure(error)
+
+    def action_pause(self) -> None:
+        run = self.session.run
+        self._tell("continue" if run and run.paused else "pause")
+
+    def action_stop(self) -> None:
+        self._tell("stop")
+
+    def action_cancel(self) -> None:
+        self._tell("cancel")
+
+    def _tell(self, command: str) -> None:
+        try:
+            self.session.command(command)  # type: ignore[arg-type]  # one of Command
+        except InputError as error:
+            self.amigo.show_failure(error)
+
+    def commands(self) -> Iterable[SystemCommand]:
+        yield SystemCommand("Run the demo", "The whole loop on a small real model", self.action_demo)
+        yield SystemCommand("Plan again", "Look anew at what is done and what fits", self._replan)
+
+
+SCREEN = LoopScreen

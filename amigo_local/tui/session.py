@@ -1,0 +1,202 @@
+"""Session: what all screens share. It starts and asks verbs, follows a run, and remembers; it draws nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.events import Progress, Record, TokenGenerated
+from amigo_local.domain.run_state import RunState
+from amigo_local.domain.settings import ProgramSettings
+from amigo_local.engine.contract import RunRecord
+from amigo_local.engine.control import Command, send_command
+from amigo_local.engine.follow import JournalFollower
+from amigo_local.engine.journal import JOURNAL_NAME
+from amigo_local.engine.lock import is_alive
+from amigo_local.engine.runner_process import RunRequest, start_detached
+from amigo_local.engine.workspace import Workspace
+from amigo_local.tui.asking import Asked, Reply, RunnerPool
+from amigo_local.tui.saved_state import read_state, write_state
+
+POLL_SECONDS = 0.1
+LIVENESS_SECONDS = 0.5
+SLICE_SECONDS = 0.01
+"""Applying records in one go, before keys get their turn."""
+
+OnUpdate = Callable[[RunState, list[Record]], None]
+"""Told at most once in POLL_SECONDS: the whole, and what is new in it but pieces of text and progress."""
+
+
+class Session:
+    """One per app. `on_update` is the app's: it hands what is new to the screen that shows."""
+
+    def __init__(self, home: Path, settings: ProgramSettings) -> None:
+        self.home, self.settings = home, settings
+        self.workspace = Workspace(home)
+        self.saved = read_state(home)
+        self.run: RunState | None = None
+        """The run that is followed."""
+        self.live = False
+        """Whether that run goes on now, whoever started it."""
+        self.on_update: OnUpdate = lambda state, records: None
+        self._asked: object = None
+        """What the followed run was asked, where it is a loop."""
+        self._pool = RunnerPool(home / "cache" / "runners.log")
+        self._following: asyncio.Task[None] | None = None
+
+    # -- Verbs that are answered
+
+    def stream(self, verb: str, params: Mapping[str, Any]) -> Asked:
+        """The records of a verb as they come: `async for batch in session.stream(…)`."""
+        return Asked(self._pool, self._request(verb, params))
+
+    async def ask(self, verb: str, params: Mapping[str, Any] | None = None) -> Reply:
+        """Everything a verb says, once it has ended. A failure is in the reply, not raised."""
+        asked = self.stream(verb, params or {})
+        records: list[Record] = []
+        async for batch in asked:
+            records += batch
+        asked.reply.records = records
+        return asked.reply
+
+    # -- Runs
+
+    async def start(self, verb: str, params: Mapping[str, Any], title: str = "", resume: str | None = None) -> str:
+        """Starts a run that outlives this program, follows it, and returns its id. Raises InputError when it is
+        refused: the home is in use, or the settings are wrong."""
+        request = self._request(verb, params, title=title or verb, resume=resume, detached=True)
+        run_id = await asyncio.to_thread(start_detached, request)
+        await self.follow(run_id)
+        return run_id
+
+    def loop_params(self) -> dict[str, Any]:
+        """The settings of the chosen loop, as `plan` and `run` take them."""
+        choice = self.saved.choice
+        chosen = {"recipe": choice.recipe, "overrides": choice.overrides}
+        return chosen | ({"model": choice.model} if choice.model else {})
+
+    async def start_loop(self, verb: str, params: Mapping[str, Any]) -> str:
+        """Starts the chosen loop, in the journal of the followed run when that is one of the same recipe."""
+        title = shlex.join([verb, *loop_arguments(params)])
+        again = self.run.run_id if self.run and not self.live and self._asked == _asked(verb, params) else None
+        return await self.start(verb, params, title, resume=again)
+
+    async def resume(self, run_id: str) -> str:
+        """Goes on with a run that was cut, cancelled or has failed."""
+        request = self._request(
+            "runs", {"action": "resume", "id": run_id}, title=f"runs resume {run_id}", detached=True
+        )
+        started = await asyncio.to_thread(start_detached, request)
+        await self.follow(started)
+        return started
+
+    def command(self, command: Command, run_id: str = "") -> None:
+        """Tells a live run to pause, continue, stop or cancel. Raises InputError when it doesn't run."""
+        run_id = run_id or self.saved.run_id
+        folder = self.workspace.runs_dir / run_id
+        if not run_id or not is_alive(folder):
+            raise InputError("there is no run going on to be told that", "start one with Enter on the Loop screen")
+        send_command(folder, command)
+
+    def is_live(self, run_id: str) -> bool:
+        return bool(run_id) and is_alive(self.workspace.runs_dir / run_id)
+
+    async def follow(self, run_id: str) -> None:
+        """Shows that run from its first record on; what was followed before goes on unwatched."""
+        await self._stop_following()
+        chosen = run_id != self.saved.run_id
+        self.saved.run_id, self.run = run_id, RunState(run_id=run_id)
+        self._take_choice(run_id, chosen)
+        self.save()
+        self.live = self.is_live(run_id)
+        self._following = asyncio.ensure_future(self._follow(run_id, self.run))
+
+    def _take_choice(self, run_id: str, chosen: bool) -> None:
+        """A loop that is newly followed, whoever began it, is what the screens work on."""
+        self._asked = None
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            record = msgspec.json.decode((self.workspace.runs_dir / run_id / "run.json").read_bytes(), type=RunRecord)
+            self._asked = _asked(record.verb, record.params)
+            if chosen and record.params.get("recipe"):
+                choice = self.saved.choice
+                choice.recipe = list(record.params["recipe"])
+                choice.model = record.params.get("model") or ""
+                choice.overrides = list(record.params.get("overrides") or ())
+
+    async def follow_newest(self) -> None:
+        """On start: a live run whoever began it, else the one that was followed last, if it is still there."""
+        runs = sorted(self.workspace.runs_dir.glob(f"*/{JOURNAL_NAME}"), key=lambda path: path.parent.name)
+        alive = [path.parent.name for path in reversed(runs) if is_alive(path.parent)]
+        known = {path.parent.name for path in runs}
+        chosen = alive[0] if alive else self.saved.run_id if self.saved.run_id in known else ""
+        if self.saved.run_id in alive:
+            chosen = self.saved.run_id
+        if chosen:
+            await self.follow(chosen)
+
+    async def _follow(self, run_id: str, state: RunState) -> None:
+        folder = self.workspace.runs_dir / run_id
+        follower = JournalFollower(folder / JOURNAL_NAME)
+        told, looked, seen, was_live = 0.0, 0.0, -1, self.live
+        fresh: list[Record] = []
+        while True:
+            until, more = time.monotonic() + SLICE_SECONDS, True
+            while more and time.monotonic() < until:
+                more = bool(records := follower.poll())
+                for record in records:
+                    state.apply(record)
+                fresh += [record for record in records if not isinstance(record.event, Progress | TokenGenerated)]
+            now = time.monotonic()
+            if now - looked >= LIVENESS_SECONDS:
+                looked, self.live = now, is_alive(folder)
+            if now - told >= POLL_SECONDS and (state.records != seen or self.live != was_live):
+                told, seen, was_live = now, state.records, self.live
+                self.on_update(state, fresh)
+                fresh = []
+            await asyncio.sleep(0 if more else POLL_SECONDS)
+
+    async def _stop_following(self) -> None:
+        if self._following:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
+            self._following = None
+
+    # -- The rest
+
+    def _request(self, verb: str, params: Mapping[str, Any], **more: Any) -> RunRequest:
+        return RunRequest(verb=verb, params=dict(params), settings=self.settings, home=str(self.home), **more)
+
+    async def warm(self) -> None:
+        """Starts a process ahead of the first question."""
+        await self._pool.warm()
+
+    def save(self) -> None:
+        write_state(self.home, self.saved)
+
+    async def close(self) -> None:
+        """Runs go on; questions end."""
+        self.save()
+        await self._stop_following()
+        await self._pool.close()
+
+
+def _asked(verb: str, params: Mapping[str, Any]) -> object:
+    """What makes two loops the same one: how much of it is run at once doesn't."""
+    return verb, tuple(params.get("recipe") or ()), params.get("model") or ""
+
+
+def loop_arguments(params: Mapping[str, Any]) -> list[str]:
+    """The same request as a person would type it."""
+    words = [str(recipe) for recipe in params.get("recipe") or ()]
+    words += ["--model", params["model"]] if params.get("model") else []
+    words += ["--next"] if params.get("next") else []
+    return words + [word for text in params.get("overrides") or () for word in ("--set", str(text))]

@@ -1,0 +1,1 @@
+"""Small widgets by concern: they are given values and emit messages."""

@@ -1,0 +1,235 @@
+"""AnswerView: one model's answer as it streams, as Markdown, with its name and its figures above it."""
+
+from __future__ import annotations
+
+import asyncio
+import textwrap
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from amigo_local.domain.code_start import find_code
+from amigo_local.domain.events import GenerationFinished
+from amigo_local.domain.units import format_seconds
+from amigo_local.evaluation.extraction import fenced_texts
+from amigo_local.presentation.visible_text import visible
+from amigo_local.tui.widgets.answer_markdown import AnswerMarkdown
+from amigo_local.tui.widgets.answer_parts import AnswerParts, PartText
+
+DRAWN_CHARACTERS = 30_000
+"""About 700 lines. Laying out more takes so long that keys would wait."""
+REDRAW_SECONDS = 0.04
+"""Between two redraws; more when they take long, so that keys get most of the time."""
+
+State = Literal["", "waiting", "failed", "cancelled"]
+_MARKS: dict[State, str] = {"": "", "waiting": "○ ", "failed": "✗ ", "cancelled": "■ "}
+
+
+@dataclass(eq=False)
+class _Part:
+    """A part of the answer, and what draws it."""
+
+    continues: bool
+    waiting: list[str] = field(default_factory=list)
+    size: int = 0
+    markdown: AnswerMarkdown | None = None
+    dropped: bool = False
+
+
+class AnswerScroll(VerticalScroll):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("home", "scroll_home", "Top", show=False),
+        Binding("end", "scroll_end", "End", show=False),
+    ]
+
+    @property
+    def follows(self) -> bool:
+        """Whether it keeps to the end as text comes."""
+        return not self._anchor_released
+
+
+class AnswerView(Vertical):
+    """Follows the end while the end is in sight, and stays put when one has scrolled up."""
+
+    DEFAULT_CSS = """
+    AnswerView {
+        border: round $border; border-title-color: $primary; border-title-style: bold;
+        &:focus-within { border: round $primary; }
+        .figures, .state, .undrawn { height: auto; max-height: 4; padding: 0 1; color: $text-muted; display: none; }
+        .undrawn { text-style: italic; }
+        .state.failed { color: $text-error; }
+        .shown { display: block; }
+        AnswerScroll { height: 1fr; scrollbar-size-vertical: 1; }
+    }
+    """
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.finished: GenerationFinished | None = None
+        self._came: list[str] = []
+        self._cutting = AnswerParts()
+        self._parts: deque[_Part] = deque()
+        self._undrawn = 0
+        self._reserved = False
+        self._news = asyncio.Event()
+        self._drawn = asyncio.Event()
+        self._drawn.set()
+
+    def compose(self) -> ComposeResult:
+        yield Static(classes="figures")
+        yield Static(classes="state")
+        with AnswerScroll():
+            yield Static(classes="undrawn")
+
+    def on_mount(self) -> None:
+        self._scroll.anchor()
+        self.run_worker(self._draw_on(), group="drawing")
+
+    # -- What the answer is
+
+    @property
+    def text(self) -> str:
+        """All of it, as it came."""
+        self._came = ["".join(self._came)]
+        return self._came[0]
+
+    def code(self) -> tuple[str, ...]:
+        """Each fenced block's code, also of one that is cut; of an answer without fences what begins like code."""
+        blocks = tuple(textwrap.dedent(block) for block in fenced_texts(self.text))
+        if blocks or (start := find_code(self.text).found_at) is None:
+            return blocks
+        return (self.text[start:],)
+
+    async def drawn(self) -> None:
+        """Returns when everything that came so far is on its way to the screen."""
+        await self._drawn.wait()
+
+    # -- What it is told
+
+    def show_model(self, name: str, reserved: bool = False) -> None:
+        """`reserved`: the name is a pretence, and what would give the model away stays hidden."""
+        self.border_title = Content(name)
+        self._reserved = reserved
+        self._show_figures()
+
+    def say(self, text: str, state: State = "") -> None:
+        """A line about how it stands; empty: none."""
+        line = self.query_one(".state", Static)
+        line.update(Content(f"{_MARKS[state]}{text}"))
+        line.set_class(bool(text), "shown").set_class(state == "failed", "failed")
+
+    def append(self, text: str) -> None:
+        """The next piece. It is drawn with others that come at about the same time."""
+        if not text:
+            return
+        self._came.append(text)
+        self._take(self._cutting.feed(visible(text)))
+
+    def finish(self, finished: GenerationFinished | None = None) -> None:
+        """The answer is whole, or none of it comes any more when nothing is given."""
+        self._take(self._cutting.finish())
+        self.finished = finished
+        self._show_figures()
+
+    def clear(self) -> None:
+        for part in self._parts:
+            self._drop(part)
+        self._came, self._undrawn = [], 0
+        self._cutting, self.finished = AnswerParts(), None
+        self._parts.clear()
+        self._show_undrawn()
+        self._show_figures()
+        self.say("")
+        self._scroll.anchor()
+
+    # -- Drawing
+
+    @property
+    def _scroll(self) -> AnswerScroll:
+        return self.query_one(AnswerScroll)
+
+    def _take(self, texts: list[PartText]) -> None:
+        for piece in texts:
+            if piece.opens:
+                self._parts.append(_Part(piece.continues))
+            self._parts[-1].waiting.append(piece.text)
+            self._parts[-1].size += len(piece.text)
+        if texts:
+            self._drawn.clear()
+            self._news.set()
+
+    async def _draw_on(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while part := next((part for part in self._parts if part.waiting), None):
+                began = time.monotonic()
+                self._forget_the_first()
+                if not part.dropped:
+                    await self._draw(part)
+                await asyncio.sleep(max(REDRAW_SECONDS, 2 * (time.monotonic() - began)))
+            self._drawn.set()
+
+    async def _draw(self, part: _Part) -> None:
+        text, part.waiting = "".join(part.waiting), []
+        if part.markdown:
+            await part.markdown.append(text)
+            return
+        part.markdown = AnswerMarkdown(text)
+        place = self._parts.index(part)
+        if part.continues and place and (above := self._parts[place - 1].markdown):
+            above.add_class("goes-on")
+        await self._scroll.mount(part.markdown)
+        if part.dropped:  # while it was being mounted
+            part.markdown.remove()
+
+    def _forget_the_first(self) -> None:
+        """Of an answer that is longer than can be drawn without keys having to wait."""
+        size = sum(part.size for part in self._parts)
+        gone = 0
+        while len(self._parts) > 1 and size - self._parts[0].size >= DRAWN_CHARACTERS:
+            part = self._parts.popleft()
+            size -= part.size
+            self._undrawn += part.size
+            gone += part.markdown.outer_size.height if part.markdown else 0
+            self._drop(part)
+        if gone and not self._scroll.follows:
+            self._scroll.scroll_to(y=self._scroll.scroll_y - gone, animate=False)
+        self._show_undrawn()
+
+    def _drop(self, part: _Part) -> None:
+        part.dropped, part.waiting = True, []
+        if part.markdown:
+            part.markdown.remove()
+
+    def _show_undrawn(self) -> None:
+        line = self.query_one(".undrawn", Static)
+        if self._undrawn:
+            line.update(f"… about {self._undrawn:,} characters above are not drawn; copying takes all of them")
+        line.set_class(bool(self._undrawn), "shown")
+
+    def _show_figures(self) -> None:
+        line = self.query_one(".figures", Static)
+        text = figures(self.finished, self._reserved) if self.finished else ""
+        line.update(Content(text))
+        line.set_class(bool(text), "shown")
+
+
+def figures(finished: GenerationFinished, reserved: bool = False) -> str:
+    """`41.2 tok/s · 214 tokens · first 0.8 s · 12 before code · load 2.1 s`, to be broken only between them."""
+    before = finished.tokens_before_code
+    parts = [
+        "" if reserved else f"{finished.tokens_per_second:.1f} tok/s",
+        f"{finished.answer_tokens:,} tokens" + (" (cut)" if finished.stop_reason == "length" else ""),
+        "" if reserved or finished.first_token_seconds is None else f"first {format_seconds(finished.first_token_seconds)}",
+        "" if before is None else f"{before:,} before code",
+        "" if reserved else f"load {format_seconds(finished.load_seconds)}",
+    ]
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)

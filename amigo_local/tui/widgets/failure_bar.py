@@ -1,0 +1,36 @@
+"""FailureBar: what went wrong and what to do about it, until it is dismissed."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.content import Content
+from textual.widgets import Static
+
+from amigo_local.domain.events import StageFailed
+
+
+class FailureBar(Static):
+    """Hidden while there is nothing to say; a click or a later success hides it."""
+
+    DEFAULT_CSS = """
+    FailureBar {
+        dock: bottom; margin-bottom: 1; height: auto; max-height: 6; display: none; padding: 0 1;
+        background: $error 18%; color: $text; border-left: thick $error;
+    }
+    FailureBar.shown { display: block; }
+    """
+
+    def show(self, failure: StageFailed) -> None:
+        text = Content.from_markup("[b $error]✗[/] $message", message=failure.message)
+        if failure.hint:
+            text = Content.assemble(text, "\n", Content.from_markup("[$warning]hint:[/] $hint", hint=failure.hint))
+        keys = "ctrl+e details · click to dismiss" if failure.detail else "click to dismiss"
+        self.update(Content.assemble(text, Content.from_markup("  [dim]$keys[/]", keys=keys)))
+        self.add_class("shown")
+
+    def hide(self) -> None:
+        self.remove_class("shown")
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.hide()

@@ -1,0 +1,84 @@
+"""ScreenBar: the names of all screens with their keys, and how far the followed run is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from amigo_local.domain.run_state import RunState
+
+
+class ScreenName(Static):
+    """One of the names; a click goes there."""
+
+    class Chosen(Message):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+    def __init__(self, name: str, key: int, title: str, active: bool) -> None:
+        super().__init__(
+            Content.from_markup("[$accent]$key[/] $title", key=str(key), title=title),
+            classes="active" if active else "",
+        )
+        self.screen_name = name
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(self.Chosen(self.screen_name))
+
+
+class ScreenBar(Horizontal):
+    DEFAULT_CSS = """
+    ScreenBar {
+        dock: top; height: 1; background: $panel;
+        ScreenName { width: auto; padding: 0 1; color: $text-muted; }
+        ScreenName:hover { background: $boost; }
+        ScreenName.active { background: $primary 30%; color: $text; text-style: bold; }
+        #run {
+            width: 1fr; text-align: right; padding: 0 1; color: $text-muted;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
+    }
+    """
+
+    def __init__(self, titles: Mapping[str, str], active: str) -> None:
+        super().__init__()
+        self._titles, self._active = titles, active
+
+    def compose(self) -> ComposeResult:
+        for key, (name, title) in enumerate(self._titles.items(), start=1):
+            yield ScreenName(name, key, title, name == self._active)
+        yield Static("", id="run")
+
+    def on_screen_name_chosen(self, message: ScreenName.Chosen) -> None:
+        message.stop()
+        self.call_later(self.app.run_action, f"app.show_screen('{message.name}')")
+
+    def show_run(self, state: RunState, live: bool) -> None:
+        self.query_one("#run", Static).update(Content(run_line(state, live)))
+
+
+def run_line(state: RunState, live: bool) -> str:
+    """`▶ train 34 %`: the shortest that tells where it is."""
+    stage = state.running
+    if stage and live:
+        share = ""
+        if stage.progress and stage.progress.total:
+            share = f" {100 * stage.progress.done / stage.progress.total:.0f} %"
+        return f"‖ {stage.stage} paused" if state.paused else f"▶ {stage.stage}{share}"
+    if live:
+        return f"▶ {state.verb}"
+    if state.exit_code == 0:
+        return f"✓ {state.verb} done"
+    if state.exit_code == 130:
+        return f"■ {state.verb} cancelled"
+    if state.exit_code is not None:
+        return f"✗ {state.verb} failed"
+    return f"■ {state.verb} was cut" if state.verb else ""
