@@ -1,18 +1,21 @@
-"""Ballot: takes a person's vote on the two answers of a turn, typed as `:1`, `:2` or `:0`."""
+"""Ballot: takes a person's vote on the two answers of a turn, typed as `:1`, `:2`, `:=`, `:x` or `:0`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-import msgspec
-
-from amigo_local.data.votes import VOTES_FILE, Vote, append_vote
+from amigo_local.data.votes import VOTES_FILE, Choice, Vote, append_vote, can_vote, taken_back, vote_on
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.generation import Message
 
-HOW = "Which is better? :1 the first, :2 the second (kept for training: votes: mine), :0 takes it back."
-_WORDS = (":0", ":1", ":2")
+HOW = (
+    "Which is better? :1 the first, :2 the second (kept for training: votes: mine), := they are as good,"
+    " :x both are bad, :0 takes it back."
+)
+_CHOICES: Mapping[str, Choice] = MappingProxyType({":1": "first", ":2": "second", ":=": "tie", ":x": "both_bad"})
+_TAKE_BACK = ":0"
 
 
 class Ballot:
@@ -28,7 +31,7 @@ class Ballot:
 
     def open(self, prompt: str, answers: tuple[str, ...], history: Sequence[tuple[Message, ...]]) -> str:
         """What to tell the person: how to vote, the first time; else nothing."""
-        if len(self._models) != 2 or len(answers) != 2 or not all(answers):
+        if len(self._models) != 2 or not can_vote(answers):
             return ""
         self._prompt, self._sides, self._history, self._given = prompt, answers, history, None
         explained, self._explained = self._explained, True
@@ -39,34 +42,27 @@ class Ballot:
 
     def hear(self, line: str) -> str | None:
         """The reply to a vote; None when the line is none, but something to ask the models."""
-        if line not in _WORDS or len(self._models) != 2:
+        if len(self._models) != 2 or (line not in _CHOICES and line != _TAKE_BACK):
             return None
-        if not self._sides:
-            return "There are no two whole answers to vote on."
         try:
-            return self._take_back() if line == ":0" else self._count(int(line[1:]) - 1)
+            return self._take_back() if line == _TAKE_BACK else self._count(_CHOICES[line])
         except InputError as error:
             return f"{error.message}\n  hint: {error.hint}"
 
-    def _count(self, side: int) -> str:
-        if self._sides[0].strip() == self._sides[1].strip():
-            return "Both answers are the same: nothing to learn from."
-        vote = Vote(
-            time=self._clock(),
-            prompt=self._prompt,
-            chosen=self._sides[side],
-            rejected=self._sides[1 - side],
-            chosen_model=self._models[side],
-            rejected_model=self._models[1 - side],
-            history=self._history[side] if side < len(self._history) else (),
-        )
+    def _count(self, choice: Choice) -> str:
+        vote = vote_on(self._prompt, self._sides, self._models, choice, time=self._clock(), histories=self._history)
         append_vote(self._home, vote)
         self._given = vote
-        return f"Voted for {self._models[side]}, in {self._home / VOTES_FILE}."
+        path = self._home / VOTES_FILE
+        if vote.verdict == "better":
+            return f"Voted for {vote.chosen_model}, in {path}."
+        return f"{'Both are as good' if vote.verdict == 'tie' else 'Both are bad'}: kept in {path}, not trained on."
 
     def _take_back(self) -> str:
+        if not self._sides:
+            return "There are no two whole answers to vote on."
         if self._given is None:
             return "No vote was given."
-        append_vote(self._home, msgspec.structs.replace(self._given, time=self._clock(), withdrawn=True))
+        append_vote(self._home, taken_back(self._given, self._clock()))
         self._given = None
         return "The vote is taken back."

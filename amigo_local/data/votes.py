@@ -1,9 +1,11 @@
-"""Votes: which of two models' answers a person liked better, one JSON line each in the home folder."""
+"""Votes: what a person says of two models' answers to one request, one JSON line each in the home folder."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import msgspec
 
@@ -11,6 +13,10 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.generation import Message
 
 VOTES_FILE = "votes.jsonl"
+
+Verdict = Literal["better", "tie", "both_bad"]
+Choice = Literal["first", "second", "tie", "both_bad"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 
 class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -25,11 +31,64 @@ class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Earlier turns on the side of the better answer."""
     withdrawn: bool = False
     """Takes back what was said of these two answers; which is chosen then means nothing."""
+    verdict: Verdict = "better"
+    """tie: both are as good; both_bad: neither is an answer to learn from. `chosen` then is the first of the two."""
+    blind: bool = False
+    """The names of the models were hidden when the person chose."""
 
     @property
     def about(self) -> tuple[str, frozenset[str]]:
         """Equal for votes on the same two answers to the same request."""
         return self.prompt, frozenset((self.chosen, self.rejected))
+
+    def says_the_same(self, other: Vote) -> bool:
+        """Of two votes on the same two answers."""
+        return self.verdict == other.verdict and (self.verdict != "better" or self.chosen == other.chosen)
+
+
+def vote_on(
+    prompt: str,
+    answers: Sequence[str],
+    models: Sequence[str],
+    choice: Choice,
+    *,
+    time: float,
+    histories: Sequence[tuple[Message, ...]] = (),
+    blind: bool = False,
+) -> Vote:
+    """The vote that a choice between two whole answers is; `time` in seconds since the epoch, `histories` the earlier
+    turns of each side. Raises InputError when there is nothing to choose between."""
+    if not can_vote(answers):
+        raise InputError("There are no two whole answers to vote on.", "ask both models again, or something else")
+    if answers[0].strip() == answers[1].strip():
+        raise InputError(
+            "Both answers are the same: nothing to learn from.", "ask something else, or at a temperature above 0"
+        )
+    side = 1 if choice == "second" else 0
+    verdict: Verdict = "better"
+    if choice in ("tie", "both_bad"):
+        verdict = choice
+    return Vote(
+        time=time,
+        prompt=prompt,
+        chosen=answers[side],
+        rejected=answers[1 - side],
+        chosen_model=models[side],
+        rejected_model=models[1 - side],
+        history=histories[side] if side < len(histories) else (),
+        verdict=verdict,
+        blind=blind,
+    )
+
+
+def can_vote(answers: Sequence[str]) -> bool:
+    """Whether there are two answers, and both say something."""
+    return len(answers) == 2 and all(answer.strip() for answer in answers)
+
+
+def taken_back(vote: Vote, time: float) -> Vote:
+    """What is appended to take a vote back."""
+    return msgspec.structs.replace(vote, time=time, withdrawn=True)
 
 
 def append_vote(home: Path, vote: Vote) -> None:

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from amigo_local.domain.code_start import find_code
+
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["system", "user", "assistant"]
@@ -38,6 +40,18 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stop_reason: str
     tokens_before_code: int | None = None
     """Tokens generated before the first code began; None when that was not measured or no code came."""
+    first_token_seconds: float | None = None
+    """From the question to the first piece of text, without loading; None when nothing was said."""
+
+    @property
+    def tokens_said_before_code(self) -> int | None:
+        """0: the code comes at once; None: no code came. Where no tokens were counted, their share by characters."""
+        start = find_code(self.text)
+        if start.found_at is None or start.at_once:
+            return None if start.found_at is None else 0
+        if self.tokens_before_code is not None:
+            return self.tokens_before_code
+        return round(self.answer_tokens * start.found_at / len(self.text))
 
 
 class ChatBackend(Protocol):

@@ -31,6 +31,11 @@ from amigo_local.serving.llama_session import LlamaSession
 from amigo_local.serving.templates import choose_template
 
 
+def loads_on_card() -> bool:
+    """Whether this build of llama.cpp puts layers on a graphics card."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 class AdaptedModel(msgspec.Struct, frozen=True):
     """A base with an adapter that llama.cpp applies while it runs."""
 
@@ -75,6 +80,13 @@ class EmbeddedBackend:
         self._session: LlamaSession | None = None
         self._loaded: tuple[Path, Path | None, int] | None = None
         """GGUF, adapter and asked context length of the session."""
+        self._load_seconds = 0.0
+        """Spent since the last answer."""
+
+    def load(self, model: str, context_length: int) -> None:
+        """Ahead of the question; the next answer tells the seconds. Two backends must not load at the same time: what
+        llama.cpp says of a failure goes to one place for the whole process."""
+        self._open(self._resolve(model), context_length)
 
     def generate(
         self,
@@ -85,9 +97,10 @@ class EmbeddedBackend:
     ) -> Answer:
         """Streams an answer. Raises InputError when the model can't be loaded or the prompt is too long for it."""
         wanted = self._resolve(model)
-        started = time.perf_counter()
         session = self._open(wanted, options.context_length)
-        loaded = time.perf_counter()
+        load_seconds, self._load_seconds = self._load_seconds, 0.0
+        asked = time.perf_counter()
+        first: float | None = None
         prompt, stops = self._prompt(session, wanted.definition, messages)
         if len(prompt) >= session.context_length:
             raise InputError(
@@ -101,6 +114,7 @@ class EmbeddedBackend:
         for token in session.sample(prompt, options):
             count += 1
             if shown := answer.feed(session.piece(token)):
+                first = first or time.perf_counter()
                 on_text(shown)
             if answer.stopped:
                 break
@@ -108,16 +122,18 @@ class EmbeddedBackend:
                 reason = "length"
                 break
         if shown := answer.finish():
+            first = first or time.perf_counter()
             on_text(shown)
         return Answer(
             text=answer.text,
             prompt_tokens=len(prompt),
             answer_tokens=count,
-            load_seconds=loaded - started,
+            load_seconds=load_seconds,
             prompt_seconds=evaluated - begun,
             answer_seconds=time.perf_counter() - evaluated,
             stop_reason=reason,
             tokens_before_code=answer.tokens_before_code,
+            first_token_seconds=None if first is None else first - asked,
         )
 
     def count_tokens(self, model: str, text: str) -> int:
@@ -151,11 +167,13 @@ class EmbeddedBackend:
 
     def _open(self, wanted: _Loadable, context_length: int) -> LlamaSession:
         key = wanted.gguf, wanted.adapter, context_length
+        started = time.perf_counter()
         if self._session is None or self._loaded != key:
             self.close()
             file = self._files.enter_context(self._loadable(wanted.gguf))
             self._session = LlamaSession(file, context_length, self._threads, self._gpu_layers, adapter=wanted.adapter)
             self._loaded = key
+        self._load_seconds += time.perf_counter() - started
         return self._session
 
     def _prompt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 import httpx
@@ -52,6 +53,8 @@ class OllamaBackend:
         code = CodeStart()
         pieces: list[str] = []
         final: ollama.ChatResponse | None = None
+        asked = time.perf_counter()
+        first: float | None = None
         with ollama_errors(self._server.url, f"{model} was answering"):
             chunks = self._server.client.chat(
                 model,
@@ -63,6 +66,7 @@ class OllamaBackend:
                 with contextlib.closing(chunks):  # type: ignore[type-var]  # it is a generator
                     for final in chunks:
                         if piece := final.message.content:
+                            first = first or time.perf_counter()
                             pieces.append(piece)
                             code.feed(piece)
                             on_text(piece)
@@ -76,15 +80,17 @@ class OllamaBackend:
             if final is None or not final.done:
                 raise httpx.RemoteProtocolError("the stream ended before the answer did")
         code.finish()
+        load_seconds = (final.load_duration or 0) / 1e9
         return Answer(
             text="".join(pieces),
             prompt_tokens=final.prompt_eval_count or 0,
             answer_tokens=final.eval_count or 0,
-            load_seconds=(final.load_duration or 0) / 1e9,
+            load_seconds=load_seconds,
             prompt_seconds=(final.prompt_eval_duration or 0) / 1e9,
             answer_seconds=(final.eval_duration or 0) / 1e9,
             stop_reason=final.done_reason or "",
             tokens_before_code=code.pieces_before_code,
+            first_token_seconds=None if first is None else max(0.0, first - asked - load_seconds),
         )
 
     def unload(self, model: str) -> None:

@@ -32,11 +32,14 @@ class BackendChoice:
     place: str
     """URL of the server, or `embedded`."""
     models: tuple[str, ...]
+    resolved: tuple[ResolvedModel, ...]
 
-    def open(self, context: StageContext) -> ChatBackend:
-        """Connects; nothing is loaded yet. Raises InputError when llama-cpp-python is needed and missing."""
+    def open(self, context: StageContext, sharing: int = 1) -> ChatBackend:
+        """Connects; nothing is loaded yet. `sharing`: how many such backends work at the same time. Raises InputError
+        when llama-cpp-python is needed and missing."""
         if self.place == "embedded":
-            return open_embedded(context)
+            threads = None if sharing == 1 else max(1, (context.machine.cpu_count - 1) // sharing)
+            return open_embedded(context, threads=threads)
         from amigo_local.serving.ollama_chat import OllamaBackend
 
         server = reachable(context.settings)
@@ -49,12 +52,12 @@ def choose_backend(refs: Sequence[str], context: StageContext) -> BackendChoice:
     models = [resolve(ref, context) for ref in refs]
     server = reachable(context.settings)
     if server and all(model.tag for model in models):
-        return BackendChoice(server.url, tuple(str(model.tag) for model in models))
+        return BackendChoice(server.url, tuple(str(model.tag) for model in models), tuple(models))
     for model in models:
         model.need_gguf("chat")
     # A library tag brings its definition; anything else is a file.
     names = [model.tag if model.tag and server is None else str(model.gguf) for model in models]
-    return BackendChoice("embedded", tuple(names))
+    return BackendChoice("embedded", tuple(names), tuple(models))
 
 
 def talks_as(model: ResolvedModel) -> str:
@@ -72,13 +75,20 @@ def programs_run(context: StageContext) -> str:
     return "yes" if open_sandbox(context.settings.unsafe).can_run else "no"
 
 
-def open_embedded(context: StageContext, adapters: Mapping[str, AdaptedModel] = {}) -> ChatBackend:
-    """llama.cpp in this process. Raises InputError when llama-cpp-python is missing."""
+def open_embedded(
+    context: StageContext, adapters: Mapping[str, AdaptedModel] = {}, threads: int | None = None
+) -> ChatBackend:
+    """llama.cpp in this process; `threads`: None takes all cores but one. Raises InputError when it isn't installed."""
     need_embedded()
     from amigo_local.serving.embedded import EmbeddedBackend
 
     scratch = context.workspace.cache_dir
-    return EmbeddedBackend(library(context).get, adapters=adapters, loadable=lambda gguf: _loadable(gguf, scratch))
+    return EmbeddedBackend(
+        library(context).get,
+        adapters=adapters,
+        loadable=lambda gguf: _loadable(gguf, scratch),
+        threads=threads,
+    )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import pytest
 
 from amigo_local.cli.conversation import converse
 from amigo_local.data.votes import VOTES_FILE, Vote, read_votes
+from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import GenerationFinished, Record, TokenGenerated
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.runner import Runner
@@ -33,14 +34,18 @@ class Typed(io.StringIO):
 
 
 class Talk:
-    def __init__(self, home: Path, refs: tuple[str, ...], typed: str, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, home: Path, refs: tuple[str, ...], typed: str, patch: pytest.MonkeyPatch, prompts: Path | None = None
+    ) -> None:
         self.answers: list[dict[int, str]] = []
         self._current: dict[int, str] = {}
         patch.setattr("sys.stdin", Typed(typed))
         settings = ProgramSettings(ollama=OllamaSettings(use=False))
         runner = Runner(Workspace(home), settings, in_this_process, self._hear)
         clock: Iterator[float] = iter(range(100, 200))
-        self.code = converse(runner, ChatParams(ref=refs, max_tokens=6, context_length=256), lambda: next(clock))
+        told = str(prompts) if prompts else None
+        params = ChatParams(ref=refs, max_tokens=6, context_length=256, prompts=told)
+        self.code = converse(runner, params, lambda: next(clock))
         path = home / VOTES_FILE
         self.votes: list[Vote] = [vote for _, vote in read_votes(path)[0]] if path.is_file() else []
 
@@ -82,6 +87,22 @@ def test_votes_are_written_as_the_models_answered(
     assert ":1" not in shown.out
 
 
+def test_a_tie_and_two_bad_answers_are_kept_and_taken_back(
+    tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = Talk(tmp_path, models, "add two numbers\n:=\n:x\n:0\n\n", monkeypatch)
+    assert [(vote.verdict, vote.withdrawn, vote.chosen_model) for vote in talk.votes] == [
+        ("tie", False, models[0]),
+        ("both_bad", False, models[0]),
+        ("both_bad", True, models[0]),
+    ]
+    told = capsys.readouterr().err
+    path = tmp_path / VOTES_FILE
+    assert f"Both are as good: kept in {path}, not trained on." in told
+    assert f"Both are bad: kept in {path}, not trained on." in told
+    assert "The vote is taken back." in told
+
+
 def test_there_must_be_something_to_vote_on(
     tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +112,33 @@ def test_there_must_be_something_to_vote_on(
     assert talk.votes == []
     told = capsys.readouterr().err
     assert "Both answers are the same" in told and "No vote was given." in told
+
+
+def test_the_prompts_of_a_file_are_asked_one_by_one_each_on_its_own(
+    tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (prompts := tmp_path / "set.txt").write_text("add two numbers\n---\nand\nthree\n")
+    talk = Talk(tmp_path, models, "\n:1\n\n:=\nwhy?\n:2\n\n", monkeypatch, prompts)
+    assert (talk.code, len(talk.answers)) == (0, 3)
+    assert [(vote.prompt, len(vote.history)) for vote in talk.votes] == [
+        ("add two numbers", 0),
+        ("and\nthree", 0),
+        ("why?", 2),
+    ]
+    told = capsys.readouterr().err
+    assert "2 prompts: an empty line asks the next" in told
+    assert "> and\nthree\n" in told
+
+
+def test_on_a_pipe_all_prompts_of_a_file_are_asked(
+    tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (prompts := tmp_path / "set.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    monkeypatch.setattr(Typed, "isatty", lambda self: False)
+    talk = Talk(tmp_path, models, "", monkeypatch, prompts)
+    assert (talk.code, len(talk.answers)) == (0, 2)
+    with pytest.raises(InputError, match="there is no prompt file"):
+        Talk(tmp_path, models, "", monkeypatch, tmp_path / "absent.txt")
 
 
 def test_with_one_model_it_is_something_to_ask(

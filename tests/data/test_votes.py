@@ -10,7 +10,7 @@ import pytest
 from amigo_local.data.preferences import Preference
 from amigo_local.data.reading import Reading
 from amigo_local.data.source_files import file_of
-from amigo_local.data.votes import VOTES_FILE, Vote, append_vote, read_votes
+from amigo_local.data.votes import VOTES_FILE, Vote, append_vote, read_votes, taken_back, vote_on
 from amigo_local.domain.data_source import VotesSource
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Note
@@ -69,6 +69,78 @@ def test_what_is_taken_back_or_says_nothing_is_left_out(tmp_path: Path) -> None:
         "in the middle of a conversation: it depends on what was said before": 1,
         "empty request or answer": 1,
     }
+
+
+def test_only_a_better_answer_is_trained_on_and_the_other_verdicts_are_counted(tmp_path: Path) -> None:
+    for each in (
+        vote("a"),
+        vote("tied", verdict="tie", blind=True),
+        vote("bad", verdict="both_bad"),
+        vote("changed"),
+        vote("changed", "b", "a", verdict="tie"),
+        vote("tied twice", verdict="tie"),
+        vote("tied twice", "b", "a", verdict="tie"),
+        vote("better after all", verdict="both_bad"),
+        vote("better after all", "b", "a"),
+    ):
+        append_vote(tmp_path, each)
+    pairs, reading = read(tmp_path)
+    assert [(pair.prompt, pair.completion) for pair in pairs] == [("a", "a"), ("better after all", "b")]
+    assert dict(reading.skipped) == {
+        "a tie: neither answer is the better one": 3,
+        "both answers are bad": 1,
+        "contradicts a later vote": 2,
+        "voted twice": 1,
+    }
+    lines = (tmp_path / VOTES_FILE).read_text().splitlines()
+    assert lines[0].endswith('"rejected_model":"old"}')
+    assert lines[1].endswith('"rejected_model":"old","verdict":"tie","blind":true}')
+    facts = file_of(MINE).look(MINE, Reading(emit=lambda event: None, home=tmp_path))
+    assert facts.reachable and facts.rows == 9
+
+
+def test_a_choice_becomes_a_vote() -> None:
+    histories = ((Message("user", "left"),), (Message("user", "right"),))
+
+    def chosen(choice: str, **more: object) -> Vote:
+        return vote_on("p", ("L", "R"), ("old", "new"), choice, time=2.0, histories=histories, **more)  # type: ignore[arg-type]
+
+    assert chosen("second", blind=True) == Vote(
+        time=2.0,
+        prompt="p",
+        chosen="R",
+        rejected="L",
+        chosen_model="new",
+        rejected_model="old",
+        history=histories[1],
+        blind=True,
+    )
+    found = {choice: chosen(choice) for choice in ("first", "second", "tie", "both_bad")}
+    assert {c: (v.chosen, v.rejected_model, v.verdict, v.blind) for c, v in found.items()} == {
+        "first": ("L", "new", "better", False),
+        "second": ("R", "old", "better", False),
+        "tie": ("L", "new", "tie", False),
+        "both_bad": ("L", "new", "both_bad", False),
+    }
+    assert len({v.about for v in found.values()}) == 1
+    back = taken_back(found["tie"], 3.0)
+    assert (back.withdrawn, back.time, back.about) == (True, 3.0, found["tie"].about)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ((), "no two whole answers"),
+        (("a",), "no two whole answers"),
+        (("a", " \n"), "no two whole answers"),
+        (("a", "a\n"), "Both answers are the same"),
+    ],
+)
+def test_there_must_be_two_different_answers(answers: tuple[str, ...], message: str) -> None:
+    for choice in ("first", "second", "tie", "both_bad"):
+        with pytest.raises(InputError, match=message) as refused:
+            vote_on("p", answers, ("old", "new"), choice, time=1.0)  # type: ignore[arg-type]
+        assert refused.value.hint
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])

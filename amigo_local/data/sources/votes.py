@@ -55,7 +55,7 @@ def _last_words(votes: list[tuple[int, Vote]], path: Path, reading: Reading) -> 
     for number, vote in votes:
         earlier = latest.get(vote.about)
         if earlier is not None and not vote.withdrawn and not earlier[1].withdrawn:
-            same = earlier[1].chosen == vote.chosen
+            same = vote.says_the_same(earlier[1])
             reading.skip("voted twice" if same else "contradicts a later vote", f"{path.name}:{earlier[0]}")
         latest[vote.about] = number, vote
     yield from latest.values()
@@ -64,6 +64,10 @@ def _last_words(votes: list[tuple[int, Vote]], path: Path, reading: Reading) -> 
 def _unusable(vote: Vote) -> str:
     if vote.withdrawn:
         return "taken back"
+    if vote.verdict == "tie":
+        return "a tie: neither answer is the better one"
+    if vote.verdict == "both_bad":
+        return "both answers are bad"
     if vote.history:
         return "in the middle of a conversation: it depends on what was said before"
     if vote.chosen.strip() == vote.rejected.strip():
