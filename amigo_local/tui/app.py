@@ -54,6 +54,7 @@ class AmigoApp(App[None]):
         self.machine: MachineMeasured | None = None
         self.failure: StageFailed | None = None
         """The last one that was shown."""
+        self._began = session.clock()
         self._first_screen = screen or session.saved.screen
         for theme in THEMES:
             self.register_theme(theme)
@@ -80,6 +81,9 @@ class AmigoApp(App[None]):
     def _run_updated(self, state: RunState, records: list[Record]) -> None:
         for screen in self._amigo_screens():
             screen.run_updated(state, records)
+        for record in records:  # what failed before this program began is in the log
+            if isinstance(record.event, StageFailed) and record.time >= self._began:
+                self.show_failure(record.event)
 
     def _amigo_screens(self) -> Iterable[AmigoScreen]:
         """That of the current mode, also while a dialog lies over it."""

@@ -38,8 +38,8 @@ OnUpdate = Callable[[RunState, list[Record]], None]
 class Session:
     """One per app. `on_update` is the app's: it hands what is new to the screen that shows."""
 
-    def __init__(self, home: Path, settings: ProgramSettings) -> None:
-        self.home, self.settings = home, settings
+    def __init__(self, home: Path, settings: ProgramSettings, clock: Callable[[], float] = time.time) -> None:
+        self.home, self.settings, self.clock = home, settings, clock
         self.workspace = Workspace(home)
         self.saved = read_state(home)
         self.run: RunState | None = None

@@ -133,7 +133,7 @@ class PinnedSession(Session):
     """`answers`: verb -> what it says to those params. The followed run is the chain of loop_records."""
 
     def __init__(self, home: Path, answers: Mapping[str, Answer] = {}, *, with_run: bool = True) -> None:
-        super().__init__(home, ProgramSettings(ollama=OllamaSettings(use=False)))
+        super().__init__(home, ProgramSettings(ollama=OllamaSettings(use=False)), clock=lambda: NOW)
         self._answers: dict[str, Answer] = {
             "status": lambda params: [MACHINE],
             "plan": lambda params: recorded("plan"),

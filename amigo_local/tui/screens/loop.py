@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -140,7 +139,7 @@ class LoopScreen(AmigoScreen):
         self.run_worker(self._ask_plan(), group="plan", exclusive=True)
 
     async def _ask_plan(self) -> None:
-        mark, asked_at = self._choice_mark(), time.time()
+        mark, asked_at = self._choice_mark(), self.session.clock()
         if not self._plan:
             self.query_one(PipelineView).show_planning()
         reply = await self.session.ask("plan", self.session.loop_params())
