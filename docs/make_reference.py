@@ -13,9 +13,9 @@ from amigo_local.cli.options import click_parameters
 from amigo_local.domain.data_source import DataSource
 from amigo_local.domain.recipe import Recipe
 from amigo_local.engine.contract import Stage
+from amigo_local.engine.field_docs import field_docs
 from amigo_local.stages import load_stage, stage_names
 
-_SOURCES = "[data.md](data.md) and `amigo_local/domain/data_source.py`"
 TARGET = Path(__file__).with_name("reference.md")
 INTRODUCTION = """\
 # Reference
@@ -55,16 +55,17 @@ def verb(stage: Stage) -> str:
 
 
 def recipe_keys(struct: type[msgspec.Struct], path: str = "") -> list[str]:
-    """Every key of a recipe with its default."""
+    """Every key of a recipe with its default and what it means."""
     rows = []
-    hints = typing.get_type_hints(struct)
+    hints, docs = typing.get_type_hints(struct), field_docs(struct)
     for field in msgspec.structs.fields(struct):
         hint = hints[field.name]
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             rows += recipe_keys(hint, f"{path}{field.name}.")
         else:
             default = "required" if field.required else f"`{_default(field)}`"
-            rows.append(f"| `{path}{field.name}` | {default} |")
+            meaning = docs.get(field.name, "").replace("|", "\\|")
+            rows.append(f"| `{path}{field.name}` | {default} | {meaning} |")
     return rows
 
 
@@ -77,21 +78,22 @@ def source_kinds() -> str:
     """Every kind of data source with its keys."""
     parts = []
     for kind in typing.get_args(DataSource):
-        keys = []
-        for field in msgspec.structs.fields(kind):
-            default = "" if field.required else f" (`{_default(field)}`)"
-            keys.append(f"`{field.name}`{default}")
-        first = str(kind.__struct_config__.tag)
-        keys.sort(key=lambda key: not key.startswith(f"`{first}`"))
-        parts.append(f"**{first}**: {' '.join((kind.__doc__ or '').split())}\n\nKeys: {', '.join(keys)}\n")
+        first, docs = str(kind.__struct_config__.tag), field_docs(kind)
+        rows = ["| key | default | meaning |", "|---|---|---|"]
+        for field in sorted(msgspec.structs.fields(kind), key=lambda field: field.name != first):
+            default = "required" if field.required else f"`{_default(field)}`"
+            rows.append(f"| `{field.name}` | {default} | {docs.get(field.name, '')} |")
+        parts.append(f"**{first}**: {' '.join((kind.__doc__ or '').split())}\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
 def reference() -> str:
     verbs = "\n".join(verb(load_stage(name)) for name in stage_names())
-    keys = "\n".join(["| key | default |", "|---|---|", *recipe_keys(Recipe)])
-    note = "Built-in defaults; `recipes/base.yaml` lies over them. What each means: `amigo_local/domain/recipe.py`."
-    sources = f"One of these, told by its first key, is one entry of `data.sources`. What each means: {_SOURCES}."
+    keys = "\n".join(["| key | default | meaning |", "|---|---|---|", *recipe_keys(Recipe)])
+    note = "Built-in defaults; `recipes/base.yaml` lies over them."
+    sources = (
+        "One of these, told by its first key, is one entry of `data.sources`. More about them: [data.md](data.md)."
+    )
     return (
         f"{INTRODUCTION}\n## Verbs\n\n{verbs}\n## Recipe keys\n\n{note}\n\n{keys}\n"
         f"\n## Data sources\n\n{sources}\n\n{source_kinds()}"

@@ -41,19 +41,13 @@ class Directness(msgspec.Struct, frozen=True):
 
 
 def opening_of(answer: Answer) -> Opening:
-    """Judges the text; the tokens are those counted while streaming.
-
-    A backend that counted none gets their share of the answer's tokens by characters.
-    """
+    """Judges the text; the tokens are those counted while streaming."""
     start = find_code(answer.text)
     if start.found_at is None:
         return Opening(False, False, None)
     if start.at_once:
         return Opening(True, True, 0, is_only_code(answer.text))
-    tokens = answer.tokens_before_code
-    if tokens is None:
-        tokens = round(answer.answer_tokens * start.found_at / len(answer.text))
-    return Opening(True, False, tokens)
+    return Opening(True, False, answer.tokens_said_before_code)
 
 
 def is_only_code(text: str) -> bool:
