@@ -15,7 +15,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from amigo_local.domain.events import (
+    AnswerShown,
     GenerationFinished,
+    LineageShown,
+    MachineMeasured,
     MetricLogged,
     Note,
     PlanMade,
@@ -30,10 +33,15 @@ from amigo_local.domain.events import (
     Table,
     TokenGenerated,
 )
+from amigo_local.presentation.answer import answer_lines
 from amigo_local.presentation.formats import cells, is_numeric
+from amigo_local.presentation.in_turn import InTurn
+from amigo_local.presentation.lineage import lineage_lines
+from amigo_local.presentation.machine_table import machine_table
 from amigo_local.presentation.memory_bar import WIDTH, memory_bars
 from amigo_local.presentation.sample import sample_text
 from amigo_local.presentation.sentences import is_self_evident, sentence
+from amigo_local.presentation.visible_text import visible
 
 _PART_STYLES = [f"black on {name}" for name in ("cyan", "green", "yellow", "blue", "magenta", "bright_yellow", "white")]
 _STYLES = {"good": "green", "warning": "yellow", "problem": "red", "info": ""}
@@ -50,8 +58,13 @@ class LiveRenderer:
         self._metrics = ""
         self._side: tuple[int, int] | None = None
         self._mid_line = False
+        self._in_turn = InTurn()
 
     def __call__(self, record: Record) -> None:
+        for each in self._in_turn.feed(record) if record.stage == "chat" else (record,):
+            self._show(each)
+
+    def _show(self, record: Record) -> None:
         event = record.event
         if isinstance(event, TokenGenerated):
             if record.stage == "chat":
@@ -70,6 +83,14 @@ class LiveRenderer:
         elif isinstance(event, Table):
             self._stop_bar()
             self._table(event)
+        elif isinstance(event, MachineMeasured):
+            self._table(machine_table(event))
+        elif isinstance(event, LineageShown | AnswerShown):
+            self._stop_bar()
+            lines = lineage_lines(event) if isinstance(event, LineageShown) else answer_lines(event)
+            self._out.print()
+            for number, line in enumerate(lines):
+                self._out.print(Text(visible(line), style="bold" if number == 0 else ""))
         elif isinstance(event, PlanMade):
             self._bars(event)
         elif isinstance(event, GenerationFinished):
@@ -177,9 +198,10 @@ class LiveRenderer:
             self._end_line()
             self._side = side
         self._stop_bar()
-        self._out.file.write(event.text)
-        self._out.file.flush()
-        self._mid_line = not event.text.endswith("\n")
+        if text := visible(event.text):
+            self._out.file.write(text)
+            self._out.file.flush()
+            self._mid_line = not text.endswith("\n")
 
     def _end_line(self) -> None:
         if self._mid_line:

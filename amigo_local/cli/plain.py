@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 
 from amigo_local.domain.events import (
+    AnswerShown,
     GenerationFinished,
+    LineageShown,
+    MachineMeasured,
     PlanMade,
     Progress,
     Record,
@@ -14,10 +17,15 @@ from amigo_local.domain.events import (
     Table,
     TokenGenerated,
 )
+from amigo_local.presentation.answer import answer_lines
 from amigo_local.presentation.formats import cells, is_numeric
+from amigo_local.presentation.in_turn import InTurn
+from amigo_local.presentation.lineage import lineage_lines
+from amigo_local.presentation.machine_table import machine_table
 from amigo_local.presentation.memory_bar import memory_bars
 from amigo_local.presentation.sample import sample_lines
 from amigo_local.presentation.sentences import is_self_evident, sentence
+from amigo_local.presentation.visible_text import visible
 
 _EVERY_SECONDS = 5.0
 
@@ -29,8 +37,13 @@ class PlainRenderer:
         self._last_progress: dict[str, float] = {}
         self._mid_line = False
         self._side: tuple[str, int, int] | None = None
+        self._in_turn = InTurn()
 
     def __call__(self, record: Record) -> None:
+        for each in self._in_turn.feed(record) if record.stage == "chat" else (record,):
+            self._show(each)
+
+    def _show(self, record: Record) -> None:
         event = record.event
         if isinstance(event, TokenGenerated):
             if record.stage == "chat":
@@ -41,6 +54,12 @@ class PlainRenderer:
             self._last_progress.clear()  # a chain comes to the same stage again
         if isinstance(event, Table):
             print_table(event)
+        elif isinstance(event, MachineMeasured):
+            print_table(machine_table(event))
+        elif isinstance(event, LineageShown):
+            print("", *map(visible, lineage_lines(event)), sep="\n", flush=True)
+        elif isinstance(event, AnswerShown):
+            print("", *map(visible, answer_lines(event)), sep="\n", flush=True)
         elif isinstance(event, SampleShown):
             print("", *sample_lines(event), sep="\n", flush=True)
         elif isinstance(event, PlanMade):
@@ -65,9 +84,10 @@ class PlainRenderer:
         if self._side is not None and self._side != side:
             self._end_line()
         self._side = side
-        sys.stdout.write(event.text)
-        sys.stdout.flush()
-        self._mid_line = not event.text.endswith("\n")
+        if text := visible(event.text):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._mid_line = not text.endswith("\n")
 
     def _end_line(self) -> None:
         if self._mid_line:

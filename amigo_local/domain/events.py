@@ -13,6 +13,7 @@ import msgspec
 
 from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.generation import Answer
+from amigo_local.domain.machine import Machine
 from amigo_local.domain.plan import Plan
 
 
@@ -97,6 +98,10 @@ class GenerationFinished(Event, frozen=True, tag="generation"):
     prompt_seconds: float
     answer_seconds: float
     stop_reason: str
+    first_token_seconds: float | None = None
+    """From the question to the first piece of text, without loading; None: not measured, or nothing was said."""
+    tokens_before_code: int | None = None
+    """0: the code came at once; None: no code came, or a journal from before it was counted."""
 
     @classmethod
     def of(cls, answer: Answer, side: int, prompt_index: int, model: str) -> GenerationFinished:
@@ -111,6 +116,8 @@ class GenerationFinished(Event, frozen=True, tag="generation"):
             prompt_seconds=answer.prompt_seconds,
             answer_seconds=answer.answer_seconds,
             stop_reason=answer.stop_reason,
+            first_token_seconds=answer.first_token_seconds,
+            tokens_before_code=answer.tokens_said_before_code,
         )
 
     @property
@@ -176,6 +183,86 @@ class PlanMade(Event, frozen=True, tag="plan"):
     plan: Plan
 
 
+class LoadedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model that a server holds in memory."""
+
+    name: str
+    size_bytes: int
+    size_vram_bytes: int
+    expires: str = ""
+    """ISO 8601; empty: it isn't told."""
+
+
+class OllamaState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    url: str
+    version: str
+    loaded: tuple[LoadedModel, ...] = ()
+
+
+class RunningRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    run_id: str
+    title: str
+    since: float
+    """Seconds since the epoch."""
+    paused: bool = False
+
+
+class MachineMeasured(Event, frozen=True, kw_only=True, tag="machine_measured"):
+    """What is free now, who serves, and what runs in this home."""
+
+    machine: Machine
+    ollama: OllamaState | None = None
+    ollama_problem: str = ""
+    """Why no server answers."""
+    running: tuple[RunningRun, ...] = ()
+
+
+class Ancestor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model, set or adapter and, in `sources`, what it was made from."""
+
+    role: str
+    """As what it went into the one above it: "adapter", "dataset", "base"."""
+    name: str
+    """What a person calls it: a tag, or a file or folder; empty where only its digest is known."""
+    digest: str
+    path: str | None = None
+    stage: str = ""
+    """What made it; empty: not made here."""
+    recipe: str = ""
+    run_id: str = ""
+    tags: tuple[str, ...] = ()
+    """That serve it now."""
+    sources: tuple[Ancestor, ...] = ()
+    is_above: bool = False
+    """Its own sources stand at an earlier place in the tree."""
+
+
+class LineageShown(Event, frozen=True, kw_only=True, tag="lineage"):
+    """Where a model comes from, and what was made from it."""
+
+    ref: str
+    origin: Ancestor
+    made_from_it: tuple[Ancestor, ...] = ()
+    """Without their sources."""
+
+
+class AnswerShown(Event, frozen=True, kw_only=True, tag="answer"):
+    """One answer of an evaluation, with what was found about it."""
+
+    prompt_id: str
+    suite: str
+    prompt: str
+    side: int
+    label: str
+    """`before`, `after` or the model's name."""
+    model: str
+    answer: str
+    passed: bool | None
+    """None: it wasn't run."""
+    verdict: str
+    figures: dict[str, Figure] = {}
+
+
 class StageFinished(Event, frozen=True, tag="stage_finished"):
     artifact: Artifact | None
     elapsed_seconds: float
@@ -212,6 +299,9 @@ AnyEvent = (
     | Table
     | SampleShown
     | PlanMade
+    | MachineMeasured
+    | LineageShown
+    | AnswerShown
     | StageFinished
     | StageFailed
     | StageCancelled

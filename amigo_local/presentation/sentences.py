@@ -10,7 +10,9 @@ from amigo_local.domain.events import (
     Note,
     Progress,
     Record,
+    RunContinued,
     RunFinished,
+    RunPaused,
     StageCancelled,
     StageFailed,
     StageFinished,
@@ -45,6 +47,10 @@ def sentence(event: AnyEvent) -> str:
             return f"failed: {event.message}" + (f"\n  hint: {event.hint}" if event.hint else "")
         case StageCancelled():
             return "cancelled; what is done is kept, the same command goes on from there"
+        case RunPaused():
+            return "paused: it waits and keeps its memory, until it is resumed"
+        case RunContinued():
+            return "goes on"
         case RunFinished() if event.exit_code == 0:
             return f"finished in {format_seconds(event.elapsed_seconds)}"
         case Progress():
@@ -61,7 +67,7 @@ def sentence(event: AnyEvent) -> str:
             return (
                 f"{event.model}: {event.answer_tokens} tokens, {event.tokens_per_second:.1f} tok/s, "
                 f"prompt {event.prompt_tokens} tokens in {format_seconds(event.prompt_seconds)}, "
-                f"load {format_seconds(event.load_seconds)}"
+                f"load {format_seconds(event.load_seconds)}{_opening(event)}"
             )
         case _:
             return ""
@@ -72,6 +78,17 @@ def is_self_evident(record: Record) -> bool:
     if record.stage == "chat":
         return isinstance(record.event, StageStarted | StageFinished)
     return isinstance(record.event, StageFinished) and load_stage(record.stage).place == "here"
+
+
+def _opening(event: GenerationFinished) -> str:
+    """How the answer began, as far as it is known."""
+    told = []
+    if event.first_token_seconds is not None:
+        told.append(f"first token after {format_seconds(event.first_token_seconds)}")
+    if event.tokens_before_code is not None:
+        count = event.tokens_before_code
+        told.append(f"{count} token{'s' if count != 1 else ''} before the code" if count else "code at once")
+    return "".join(f", {text}" for text in told)
 
 
 def _amount(event: Progress) -> str:

@@ -11,8 +11,21 @@ from amigo_local.engine.contract import Stage
 
 # The order of the loop, for help texts; verbs not named here follow by name.
 _ORDER = (
-    *("doctor", "models", "pull", "base", "unpack", "tokenizer", "prepare", "quantize", "plan", "train", "merge"),
-    *("imatrix", "export", "register", "chat", "evaluate", "run", "runs", "demo"),
+    *(
+        "doctor",
+        "status",
+        "models",
+        "pull",
+        "base",
+        "unpack",
+        "tokenizer",
+        "prepare",
+        "quantize",
+        "plan",
+        "train",
+        "merge",
+    ),
+    *("imatrix", "export", "register", "chat", "evaluate", "answers", "run", "runs", "demo"),
 )
 
 

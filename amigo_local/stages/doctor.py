@@ -94,8 +94,12 @@ def _ollama(context: StageContext) -> int:
             "ollama serve, or set OLLAMA_HOST",
         )
         return 1
-    tags = server.tags()
-    context.note(f"Ollama {server.version()} at {server.url}: {len(tags)} models", "good")
+    try:
+        tags = server.tags()
+        context.note(f"Ollama {server.version()} at {server.url}: {len(tags)} models", "good")
+    except InputError as error:  # it answers, but not as it should, or it went away meanwhile
+        context.note(error.message, "problem", error.hint)
+        return 1
     if not tags:
         return 0
     from pathlib import Path

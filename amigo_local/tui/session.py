@@ -16,11 +16,11 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import Progress, Record, TokenGenerated
 from amigo_local.domain.run_state import RunState
 from amigo_local.domain.settings import ProgramSettings
-from amigo_local.engine.contract import RunRecord
 from amigo_local.engine.control import Command, send_command
 from amigo_local.engine.follow import JournalFollower
 from amigo_local.engine.journal import JOURNAL_NAME
 from amigo_local.engine.lock import is_alive
+from amigo_local.engine.run_record import RunRecord
 from amigo_local.engine.runner_process import RunRequest, start_detached
 from amigo_local.engine.workspace import Workspace
 from amigo_local.tui.asking import Asked, Reply, RunnerPool

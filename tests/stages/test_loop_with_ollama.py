@@ -194,7 +194,7 @@ def test_models_lists_tags_and_artifacts_and_shows_lineage(loop: FinishedLoop) -
     text = loop.amigo("models", "show", REFINED)
     assert "llama" in text and SYSTEM.split("\t")[0] in text
     made = [line.split()[0] for line in text.partition("Lineage")[2].splitlines() if line.strip()]
-    assert made[1] == "export" and {"train", "quantize", "prepare", "tokenizer"} < set(made)
+    assert made[1:3] == ["register", "export"] and {"train", "quantize", "prepare", "tokenizer"} < set(made)
 
 
 def test_runs_lists_shows_and_cleans_only_when_told(loop: FinishedLoop) -> None:
