@@ -2,17 +2,16 @@
 
 File descriptor 1 belongs to records alone: what native code or a library prints lands on stderr.
 The job arrives as one JSON line on stdin. After it, a line `cancel` asks the stage to stop at its
-next event, and the end of stdin means that whoever asked is gone, so the worker goes too.
+next event, `pause` to wait there until `continue`, `stop` to end at its next checkpoint. The end of
+stdin means that whoever asked is gone, so the worker goes too.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -20,11 +19,13 @@ import msgspec
 import psutil
 
 from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAILED, AmigoError, Cancelled
-from amigo_local.domain.events import AnyEvent, Progress, Record, StageCancelled, StageFailed, encode_record
+from amigo_local.domain.events import AnyEvent, Progress, Record, StageCancelled, encode_record
+from amigo_local.engine.control import parse_command
+from amigo_local.engine.entry import WriteLine, expected, own_stdout, unexpected
 from amigo_local.engine.execute import Job, execute
+from amigo_local.engine.steering import Steering
 from amigo_local.stages import load_stage
 
-WriteLine = Callable[[bytes], None]
 PROGRESS_SECONDS = 0.1
 """Progress of one label is sent no oftener, but for its end: a 12B export has tens of thousands of chunks."""
 
@@ -34,9 +35,9 @@ def main() -> int:
     records = own_stdout()
     spare_a_core()
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    cancelled = threading.Event()
-    threading.Thread(target=watch, args=(sys.stdin.buffer, cancelled), daemon=True).start()
-    return run_job(job, cancelled, records)
+    steering = Steering()
+    threading.Thread(target=watch, args=(sys.stdin.buffer, steering), daemon=True).start()
+    return run_job(job, steering, records)
 
 
 def spare_a_core() -> None:
@@ -46,28 +47,15 @@ def spare_a_core() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
 
 
-def own_stdout() -> WriteLine:
-    """Keeps the real stdout for records and points descriptor 1 at stderr, for C code too."""
-    descriptor = os.dup(1)
-    os.dup2(2, 1)
-
-    def write(line: bytes) -> None:
-        data = memoryview(line + b"\n")
-        while data:
-            data = data[os.write(descriptor, data) :]
-
-    return write
-
-
-def watch(stdin: BinaryIO, cancelled: threading.Event) -> None:
-    """Sets `cancelled` on request; ends the process when the other end is gone."""
+def watch(stdin: BinaryIO, steering: Steering) -> None:
+    """Passes commands on; ends the process when the other end is gone."""
     for line in stdin:
-        if line.strip() == b"cancel":
-            cancelled.set()
+        if command := parse_command(line.decode(errors="replace")):
+            steering.obey(command)
     os._exit(EXIT_CANCELLED)
 
 
-def run_job(job: Job, cancelled: threading.Event, write: WriteLine, clock: Callable[[], float] = time.monotonic) -> int:
+def run_job(job: Job, steering: Steering, write: WriteLine, clock: Callable[[], float] = time.monotonic) -> int:
     """Runs the stage, writing every event as a Record; returns the exit code. `clock` (seconds) thins progress out."""
     seq = job.next_seq
     lock = threading.Lock()  # stages may emit from a thread of theirs
@@ -82,49 +70,27 @@ def run_job(job: Job, cancelled: threading.Event, write: WriteLine, clock: Calla
 
     def emit(event: AnyEvent) -> None:
         nonlocal shown
-        if cancelled.is_set():
-            raise Cancelled
-        if isinstance(event, Progress):
-            now = clock()
-            if event.label == shown[0] and event.done != event.total and now - shown[1] < PROGRESS_SECONDS:
-                return
+        steering.raise_if_cancelled()
+        now = clock() if isinstance(event, Progress) else 0.0
+        if not isinstance(event, Progress):
+            send(event)
+        elif event.label != shown[0] or event.done == event.total or now - shown[1] >= PROGRESS_SECONDS:
             shown = (event.label, now)
-        send(event)
+            send(event)
+        steering.wait_while_paused()
 
     try:
-        send(execute(load_stage(job.stage), job, emit))
+        send(execute(load_stage(job.stage), job, emit, steering))
     except (Cancelled, KeyboardInterrupt):
         send(StageCancelled())
         return EXIT_CANCELLED
     except AmigoError as error:
-        send(StageFailed(error.message, error.hint, error.exit_code, traceback.format_exc()))
+        send(expected(error))
         return error.exit_code
     except Exception as error:  # noqa: BLE001  # an entry point: a person gets a sentence, the journal the traceback
         send(unexpected(error))
         return EXIT_FAILED
     return EXIT_DONE
-
-
-def unexpected(error: Exception) -> StageFailed:
-    """A failure nobody foresaw, as an event."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return StageFailed(
-            "the disk is full",
-            "free some space; `amigo-local runs clean` shows what it could free",
-            EXIT_FAILED,
-            traceback.format_exc(),
-        )
-    if isinstance(error, MemoryError):
-        return StageFailed(
-            "out of memory", "close other programs, or choose a smaller model", EXIT_FAILED, traceback.format_exc()
-        )
-    message = f"{type(error).__name__}: {error}"
-    return StageFailed(
-        message,
-        "a bug in amigo-local; the journal has the traceback: amigo-local runs show",
-        EXIT_FAILED,
-        traceback.format_exc(),
-    )
 
 
 if __name__ == "__main__":

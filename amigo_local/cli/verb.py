@@ -14,11 +14,13 @@ import click
 import msgspec
 
 from amigo_local.cli.options import build_params, click_parameters
-from amigo_local.domain.errors import AmigoError
-from amigo_local.domain.events import Record, StageFailed, encode_record
+from amigo_local.domain.errors import EXIT_DONE, AmigoError
+from amigo_local.domain.events import Note, Record, StageFailed, encode_record
 from amigo_local.domain.settings import ProgramSettings
-from amigo_local.engine.contract import Params, RecipeRequest, Stage
+from amigo_local.engine.contract import Stage
+from amigo_local.engine.data_paths import found_from_anywhere
 from amigo_local.engine.runner import Outcome, Runner
+from amigo_local.engine.runner_process import RunRequest, start_detached
 from amigo_local.engine.settings_tree import build, overlay, parse_override, parse_yaml
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages import load_stage
@@ -46,9 +48,14 @@ def verb_command(stage: Stage) -> click.Command:
         ),
         click.Option(["--home"], metavar="DIR", envvar="AMIGO_HOME", help="Home folder for runs and artifacts."),
     ]
+    if stage.is_journalled:
+        text = "Start it, print the run's ID, and leave it alone; `runs watch` shows it."
+        common.append(click.Option(["--detach"], is_flag=True, help=text))
 
-    def callback(as_json: bool, overrides: tuple[str, ...], home: str | None, **given: Any) -> int:
-        return run_verb(stage, given, overrides, home, as_json)
+    def callback(
+        as_json: bool, overrides: tuple[str, ...], home: str | None, detach: bool = False, **given: Any
+    ) -> int:
+        return run_verb(stage, given, overrides, home, as_json, detach)
 
     own = click_parameters(stage.asked)
     return click.Command(
@@ -71,11 +78,24 @@ def _epilog(own: list[click.Parameter], stage: Stage) -> str | None:
     return "\b\n" + "\n".join(lines) if lines else None
 
 
-def run_verb(stage: Stage, given: dict[str, Any], overrides: tuple[str, ...], home: str | None, as_json: bool) -> int:
-    """Runs the verb to its end and returns its exit code."""
+def run_verb(
+    stage: Stage, given: dict[str, Any], overrides: tuple[str, ...], home: str | None, as_json: bool, detach: bool
+) -> int:
+    """Runs the verb to its end and returns its exit code; detached, no more than starts it."""
     settings, rest = program_settings(overrides)
     params = found_from_anywhere(build_params(stage.asked, given, rest))
     workspace = Workspace(home_folder(home))
+    title = " ".join([stage.name, *(shlex.quote(a) for a in sys.argv[2:] if a != "--detach")])
+    if detach:
+        request = RunRequest(
+            verb=stage.name,
+            params=msgspec.to_builtins(params),
+            settings=settings,
+            home=str(workspace.root),
+            title=title,
+        )
+        show_detached(stage.name, start_detached(request), as_json)
+        return EXIT_DONE
     renderer = choose_renderer(as_json)
     runner = Runner(workspace, settings, load_stage, renderer)
 
@@ -90,21 +110,12 @@ def run_verb(stage: Stage, given: dict[str, Any], overrides: tuple[str, ...], ho
             from amigo_local.cli.conversation import converse
 
             return converse(runner, params)
-        title = " ".join([stage.name, *(shlex.quote(a) for a in sys.argv[2:])])
         outcome: Outcome = runner.run(stage.name, params, title)
         return outcome.exit_code
     finally:
         signal.signal(signal.SIGINT, previous)
         signal.signal(signal.SIGTERM, terminate)
         renderer.close()
-
-
-def found_from_anywhere(params: Params) -> Params:
-    """With the paths of recipes absolute: the run may be resumed from another folder."""
-    if not isinstance(params, RecipeRequest):
-        return params
-    recipes = tuple(str(Path(text).absolute()) if Path(text).is_file() else text for text in params.recipe)
-    return msgspec.structs.replace(params, recipe=recipes)
 
 
 def program_settings(overrides: tuple[str, ...]) -> tuple[ProgramSettings, tuple[str, ...]]:
@@ -147,6 +158,16 @@ class JsonRenderer:
 
     def close(self) -> None:
         """Nothing is kept open."""
+
+
+def show_detached(verb: str, run_id: str, as_json: bool) -> None:
+    """The run's id on stdout, for scripts, and on stderr what to do with it."""
+    how = f"watch it: amigo-local runs watch {run_id}"
+    if as_json:
+        JsonRenderer()(Record(run_id, 0, time.time(), verb, Note(f"started; {how}")))
+        return
+    click.echo(run_id)
+    click.echo(f"{verb}: started; {how}", err=True)
 
 
 def show_error(error: AmigoError, json: bool) -> int:

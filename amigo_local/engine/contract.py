@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from amigo_local.domain.plan import Needs
 from amigo_local.domain.settings import ProgramSettings
 from amigo_local.domain.shape import ModelShape
 from amigo_local.domain.strict import Strict
+from amigo_local.engine.run_record import RunRecord
 from amigo_local.engine.workspace import Workspace
 
 Params = Strict
@@ -49,16 +51,7 @@ class ChainRequest(RecipeRequest, frozen=True, kw_only=True):
     export_each: Annotated[
         bool, option("Export and register the model after each stage of a chain, not only after the last.")
     ] = False
-
-
-class RunRecord(Strict, frozen=True, kw_only=True):
-    """`runs/ID/run.json`: what was asked, so that it can be asked again."""
-
-    run_id: str
-    verb: str
-    title: str
-    params: dict[str, Any]
-    settings: ProgramSettings
+    next: Annotated[bool, option("Only the next step that isn't done.")] = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,10 @@ class StageContext:
     emit: Emit
     partial: Path | None = None
     """Directory to build in; renamed when the stage succeeds. None for stages without an artifact."""
+    stop_asked: Callable[[], bool] = lambda: False
+    """Whether to end with Cancelled at the next point that nothing is lost at."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds of work: it stands still while the run is paused."""
 
     def progress(self, label: str, done: float, total: float | None, unit: str) -> None:
         self.emit(Progress(label, done, total, unit))
@@ -137,16 +134,26 @@ class Stage:
     """The same from a model's dimensions alone, for a plan with one that isn't here."""
     again: Callable[[Any, Workspace], RunRecord | None] | None = None
     """An earlier run that these params ask to go on with, in the place of this stage."""
+    follows: Callable[[Any, Workspace], str | None] | None = None
+    """Id of a run whose records these params ask to see, in the place of this stage's."""
+    one_step: Callable[[Any], bool] | None = None
+    """Whether these params ask for no more of `steps` than the next one that isn't done."""
     still_holds: Callable[[Any, Artifact, StageContext], bool] | None = None
     """Whether a committed artifact is still there in the world (a tag may have been removed)."""
+    locks: bool = True
+    """Whether running it changes the home folder: then two at once are refused."""
+    journals: bool | None = None
+    """Whether it is journalled; None: when it locks."""
 
     @property
     def asked(self) -> type[Params]:
         """What a face asks a person for."""
         return self.request or self.params
 
-    locks: bool = True
-    """Whether running it changes the home folder: then it is journalled, and two at once refused."""
+    @property
+    def is_journalled(self) -> bool:
+        """Whether it makes a run, which can be watched, paused, left alone and gone on with."""
+        return self.locks if self.journals is None else self.journals
 
 
 LoadStage = Callable[[str], Stage]

@@ -1,4 +1,4 @@
-"""Makes the paths of a data source absolute, so that a worker in any folder means the same files."""
+"""Makes the paths of recipes and of data sources absolute, so that a process in any folder means the same files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from amigo_local.domain.data_source import CandidatesSource, Source
+from amigo_local.engine.contract import Params, RecipeRequest
 
 _PATHS = ("jsonl", "json", "parquet", "repo")
 _NAMES = {"doctest": ("stdlib",), "bug_injection": ("stdlib",), "votes": ("mine",), "replay": ("earlier",)}
@@ -42,3 +43,11 @@ def absolute(text: str, folder: Path) -> str:
     """A path or a pattern of paths; links are followed where there is no pattern."""
     path = folder / Path(text).expanduser()
     return str(path.absolute() if any(sign in text for sign in "*?[") else path.resolve())
+
+
+def found_from_anywhere(params: Params) -> Params:
+    """With the paths of recipes absolute: the run may be resumed from another folder."""
+    if not isinstance(params, RecipeRequest):
+        return params
+    recipes = tuple(str(Path(text).absolute()) if Path(text).is_file() else text for text in params.recipe)
+    return msgspec.structs.replace(params, recipe=recipes)

@@ -17,6 +17,7 @@ from amigo_local.domain.strict import Strict
 from amigo_local.engine.contract import Stage, StageContext, StageResult
 from amigo_local.engine.fingerprint import digest_path, size_of
 from amigo_local.engine.machine import measure_machine
+from amigo_local.engine.steering import Steering
 from amigo_local.engine.workspace import Workspace, remove
 
 
@@ -33,10 +34,10 @@ class Job(Strict, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
 
 
-def execute(stage: Stage, job: Job, emit: Emit) -> StageFinished:
+def execute(stage: Stage, job: Job, emit: Emit, steering: Steering) -> StageFinished:
     """Builds under `.partial`, fsyncs, renames last. Whatever `run` raises passes through, and the
     build directory stays only for a stage that can resume from it."""
-    started = time.monotonic()
+    started = steering.seconds()
     workspace = Workspace(Path(job.home))
     params = msgspec.convert(job.params, stage.params)
     out = output_path(params)
@@ -53,7 +54,9 @@ def execute(stage: Stage, job: Job, emit: Emit) -> StageFinished:
                 f"{partial} can't be created: {error.strerror or error}", "choose another place with --out"
             ) from error
     machine = measure_machine(workspace.root, job.settings.machine)
-    context = StageContext(workspace, job.settings, machine, job.run_id, emit, partial)
+    context = StageContext(
+        workspace, job.settings, machine, job.run_id, emit, partial, steering.stop_asked, steering.seconds
+    )
     if stage.run is None:
         raise TypeError(f"{stage.name} is a chain; it has steps, not work")
     try:
@@ -65,7 +68,7 @@ def execute(stage: Stage, job: Job, emit: Emit) -> StageFinished:
     artifact = _commit(stage, job, workspace, partial, target, out, result) if partial and target else None
     return StageFinished(
         artifact=artifact,
-        elapsed_seconds=time.monotonic() - started,
+        elapsed_seconds=steering.seconds() - started,
         peak_rss_bytes=peak_rss_bytes(),
         figures=result.figures,
         peak_vram_bytes=peak_vram_bytes(),

@@ -33,31 +33,37 @@ class LoadedChain:
     name: str
     stages: tuple[LoadedRecipe, ...]
     """In the order they run; one for a single recipe."""
+    files: frozenset[Path] = frozenset()
+    """All that it was read from, links followed: recipes, and the chain files that name them."""
 
 
-def load_chain(texts: Sequence[str], overrides: Sequence[str] = ()) -> LoadedChain:
-    """Reads recipes and chain files, in order. Raises InputError for a cycle, a recipe that comes twice, or recipes
-    that aren't of one model."""
+def load_chain(texts: Sequence[str], overrides: Sequence[str] = (), *, agreed: bool = True) -> LoadedChain:
+    """Reads recipes and chain files, in order. Raises InputError for a cycle, a recipe that comes twice, or (unless
+    `agreed` is False, for what is still being edited) recipes that aren't of one model."""
     found: list[tuple[Path, Branch, tuple[Layer, ...]]] = []
+    files: set[Path] = set()
     for text in texts:
-        found += _expanded(find_recipe(text), (), ())
+        found += _expanded(find_recipe(text), (), (), files)
     if not found:
         raise InputError("there is no recipe to run", "amigo-local run RECIPE …")
     stages = tuple(layered(path, tree, above, overrides) for path, tree, above in found)
     _check_names(stages)
-    _check_one_model(stages)
+    if agreed:
+        _check_one_model(stages)
     first = find_recipe(texts[0])
-    return LoadedChain(first.stem if len(texts) == 1 else "chain", stages)
+    return LoadedChain(first.stem if len(texts) == 1 else "chain", stages, frozenset(files))
 
 
 def _expanded(
-    path: Path, above: tuple[Layer, ...], within: tuple[Path, ...]
+    path: Path, above: tuple[Layer, ...], within: tuple[Path, ...], files: set[Path]
 ) -> list[tuple[Path, Branch, tuple[Layer, ...]]]:
-    """Recipes that a file stands for, each with what lies over it, nearest first."""
+    """Recipes that a file stands for, each with what lies over it, nearest first. What is read on the way is added to
+    `files`."""
     path = path.resolve()
     if path in within:
         circle = " → ".join(file.name for file in (*within[within.index(path) :], path))
         raise InputError(f"the chain never ends: {circle}", f"take one of them out of `chain` in {within[-1]}")
+    files.add(path)
     tree = read_tree(path)
     if "chain" not in tree.children:
         return [(path, tree, above)]
@@ -73,7 +79,7 @@ def _expanded(
     for entry in entries.children.values():
         name, own = _entry(entry)
         layers = (Layer(each, path.parent), Layer(own, path.parent), *above)
-        found += _expanded(find_recipe(name, path.parent), layers, (*within, path))
+        found += _expanded(find_recipe(name, path.parent), layers, (*within, path), files)
     return found
 
 

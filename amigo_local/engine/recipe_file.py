@@ -15,6 +15,9 @@ from amigo_local.engine.data_paths import absolute, anchored
 from amigo_local.engine.settings_tree import Branch, Leaf, build, origins, overlay, parse_override, parse_yaml
 from amigo_local.shipped import shipped_folder
 
+TABLES = ("gate",)
+"""Keys whose value is a table of the person's own names."""
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -30,6 +33,8 @@ class Layer:
 
     tree: Branch
     folder: Path
+    replaces: str = ""
+    """Key of a table that it gives whole, in the place of the one below it."""
 
 
 def find_recipe(text: str, beside: Path | None = None) -> Path:
@@ -67,21 +72,33 @@ def layered(path: Path, tree: Branch, above: Sequence[Layer], overrides: Sequenc
     """The recipe that a file, what lies over it, and flags make together."""
     base = shipped_folder("recipes") / "base.yaml"
     whole = parse_yaml(base.read_text(encoding="utf-8"), f"recipes/{base.name}")
-    flags = [Layer(parse_override(text), Path.cwd()) for text in overrides]
+    flags = [_flag(text) for text in overrides]
     folders = {"sources": path.parent, "evaluation_sets": path.parent}
     for layer in (Layer(tree, path.parent), *above, *flags):
-        whole = overlay(whole, layer.tree)
+        kept = {key: node for key, node in whole.children.items() if key != layer.replaces}
+        whole = overlay(Branch(kept, False, whole.origin), layer.tree)
         given = layer.tree.children.get("data")
         folders |= {key: layer.folder for key in folders if isinstance(given, Branch) and key in given.children}
     if not any("name" in layer.tree.children for layer in (Layer(tree, path.parent), *above, *flags)):
         whole = overlay(whole, Branch({"name": Leaf(path.stem, str(path))}, False, ""))
-    recipe = build(Recipe, whole)
+    recipe = with_absolute_paths(build(Recipe, whole), folders["sources"], folders["evaluation_sets"])
+    return LoadedRecipe(recipe, path, origins(whole))
+
+
+def _flag(text: str) -> Layer:
+    """`--set gate.humaneval=-5pt` changes one entry; `--set gate={…}` is the whole gate."""
+    key = text.partition("=")[0].strip()
+    return Layer(parse_override(text), Path.cwd(), key if key in TABLES else "")
+
+
+def with_absolute_paths(recipe: Recipe, sources: Path, evaluation_sets: Path) -> Recipe:
+    """With the paths of its data absolute; the folders are what they are relative to."""
     data = msgspec.structs.replace(
         recipe.data,
-        sources=tuple(anchored(source, folders["sources"]) for source in recipe.data.sources),
-        evaluation_sets=tuple(absolute(file, folders["evaluation_sets"]) for file in recipe.data.evaluation_sets),
+        sources=tuple(anchored(source, sources) for source in recipe.data.sources),
+        evaluation_sets=tuple(absolute(file, evaluation_sets) for file in recipe.data.evaluation_sets),
     )
-    return LoadedRecipe(msgspec.structs.replace(recipe, data=data), path, origins(whole))
+    return msgspec.structs.replace(recipe, data=data)
 
 
 def _shown(path: Path) -> str:

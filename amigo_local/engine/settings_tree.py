@@ -38,15 +38,16 @@ class Branch:
 Node = Leaf | Branch
 
 
+FLOATS = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"), list("-+0123456789"))
+"""YAML 1.2 floats, for whatever reads or writes settings: to PyYAML `2e-4` is a string, and every learning rate is
+written so."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats too: PyYAML reads `2e-4` as a string, and every learning rate is written so."""
+    """PyYAML's, with these floats too."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)$"),
-    list("-+0123456789"),
-)
+_Loader.add_implicit_resolver(*FLOATS)
 
 
 def parse_yaml(text: str, name: str) -> Branch:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 
 from amigo_local.domain.errors import EXIT_FAILED
 from amigo_local.domain.events import AnyEvent, Record, StageCancelled, StageFailed, StageFinished, decode_record
+from amigo_local.engine.control import Command
 from amigo_local.engine.execute import Job
 
 WORKER_COMMAND = (sys.executable, "-m", "amigo_local.worker")
@@ -52,13 +54,13 @@ class WorkerProcess:
         """Every whole record until the worker ends. The last one always tells the outcome: when the
         worker died without a word, one is made that says how."""
         assert self._process.stdout is not None
-        seq, ended, last_time = self.job.next_seq, False, 0.0
+        seq, ended = self.job.next_seq, False
         for line in self._process.stdout:
             try:
                 record = decode_record(line)
             except msgspec.MsgspecError:
                 continue  # the torn last line of a worker that was killed
-            seq, last_time = record.seq + 1, record.time
+            seq = record.seq + 1
             ended = isinstance(record.event, StageFinished | StageFailed | StageCancelled)
             yield record
         code = self._process.wait()
@@ -68,7 +70,7 @@ class WorkerProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         if not ended:
-            yield Record(self.job.run_id, seq, last_time, self.job.stage, self._epitaph(code))
+            yield Record(self.job.run_id, seq, time.time(), self.job.stage, self._epitaph(code))
 
     def _epitaph(self, code: int) -> AnyEvent:
         if self.cancelled:
@@ -89,6 +91,13 @@ class WorkerProcess:
             return self.log_path.read_bytes()[-4000:].decode(errors="replace")
         except OSError:
             return ""
+
+    def tell(self, command: Command) -> None:
+        if command == "cancel":
+            self.cancel()
+            return
+        with contextlib.suppress(OSError, ValueError):  # it has just ended
+            self._send(command.encode())
 
     def cancel(self) -> None:
         """Asks the worker to stop at its next event; kills it when it hasn't after the grace time,

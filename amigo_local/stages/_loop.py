@@ -58,10 +58,7 @@ def loop(request: RecipeRequest, context: StageContext, *, until: str | None = N
     from amigo_local.stages.unpack import UnpackParams
 
     recipes = tuple(stage.recipe for stage in load_chain(request.recipe, request.overrides).stages)
-    for recipe in recipes:
-        _check_settings(recipe)
-    if len(recipes) > 1 and until not in ("prepare", "train"):
-        _check_measured(recipes)
+    check_recipes(recipes, measured=until not in ("prepare", "train"))
     first = recipes[0]
     ref = source_ref(request, first)
     if ref.kind == "ollama" and (server := reachable(context.settings)) and not server.has(ref.value):
@@ -104,6 +101,14 @@ def loop(request: RecipeRequest, context: StageContext, *, until: str | None = N
         report = yield from refinement.train_and_measure(context, planning=until is None)
         if until:
             say_what_is_there(report, context)
+
+
+def check_recipes(recipes: Sequence[Recipe], *, measured: bool = True) -> None:
+    """Refuses settings that contradict each other. measured: whether the stages of a chain will be measured too."""
+    for recipe in recipes:
+        _check_settings(recipe)
+    if measured and len(recipes) > 1:
+        _check_measured(recipes)
 
 
 def _check_settings(recipe: Recipe) -> None:

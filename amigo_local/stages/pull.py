@@ -19,4 +19,11 @@ def run(params: PullParams, context: StageContext) -> StageResult:
     return StageResult({"digest": pulled.digest, "size_bytes": pulled.size_bytes})
 
 
-STAGE = Stage("pull", "Pull a tag into Ollama, layer by layer; a cut pull goes on.", PullParams, run, locks=False)
+STAGE = Stage(
+    "pull",
+    "Pull a tag into Ollama, layer by layer; a cut pull goes on.",
+    PullParams,
+    run,
+    locks=False,
+    journals=True,
+)

@@ -10,4 +10,5 @@ STAGE = Stage(
     "The whole loop of a recipe or chain: skips what is done, resumes what was cut.",
     ChainRequest,
     steps=chain_until(LAST),
+    one_step=lambda request: isinstance(request, ChainRequest) and request.next,
 )

@@ -1,4 +1,4 @@
-"""runs: what was run, what it made, what it takes on disk; goes on with a cut run; cleans up."""
+"""runs: what was run, what it made, what it takes on disk; watches, steers and goes on with a run; cleans up."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from amigo_local.domain.artifact import Artifact, Figure
-from amigo_local.domain.errors import InputError
+from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, InputError
 from amigo_local.domain.events import (
     Column,
+    RunContinued,
     RunFinished,
+    RunPaused,
+    RunStarted,
     StageCancelled,
     StageFailed,
     StageFinished,
@@ -21,40 +24,84 @@ from amigo_local.domain.events import (
     Table,
 )
 from amigo_local.domain.units import format_size
-from amigo_local.engine.contract import Params, RunRecord, Stage, StageContext, StageResult, argument, option
+from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
+from amigo_local.engine.control import Command, send_command
 from amigo_local.engine.fingerprint import size_of
 from amigo_local.engine.journal import JOURNAL_NAME, read_journal
-from amigo_local.engine.lock import hold_home
+from amigo_local.engine.lock import hold_home, is_alive
+from amigo_local.engine.run_record import RunRecord, read_run
 from amigo_local.engine.workspace import Workspace, is_intact, remove
+
+Action = Literal["ls", "show", "watch", "pause", "stop", "cancel", "resume", "clean"]
+_ASKED: dict[str, str] = {
+    "pause": "will pause at its next event and keep its memory; to go on: amigo-local runs resume {0}",
+    "stop": "will end after its next checkpoint, or before its next stage; to go on then: amigo-local runs resume {0}",
+    "cancel": "will end at its next event; what is done is kept, to go on then: amigo-local runs resume {0}",
+}
 
 
 class RunsParams(Params, frozen=True, kw_only=True):
-    action: Annotated[Literal["ls", "show", "resume", "clean"], argument("ls, show, resume or clean.")] = "ls"
-    id: Annotated[str | None, argument("Run to show or resume; default: the newest.")] = None
+    action: Annotated[Action, argument("ls, show, watch, pause, stop, cancel, resume or clean.")] = "ls"
+    id: Annotated[
+        str | None,
+        argument("Run to show, watch, pause, stop, cancel or resume; default: one that is going on, or the newest."),
+    ] = None
     yes: Annotated[bool, option("clean: free what was shown.")] = False
     all: Annotated[bool, option("clean: also artifacts that finished runs made, but for the newest run's.")] = False
 
 
 def run(params: RunsParams, context: StageContext) -> StageResult:
     match params.action:
-        case "ls" | "resume":  # resume never gets here: `again` takes it to the run itself
-            _list(context)
         case "show":
             _show(params.id or newest_run(context.workspace), context)
+        case "pause" | "stop" | "cancel" as command:
+            _command(command, params.id, context)
         case "clean":
             _clean(params, context)
+        case _:  # watch and resume never get here: `follows` and `again` take them to the run itself
+            _list(context)
     return StageResult()
+
+
+def follows(params: RunsParams, workspace: Workspace) -> str | None:
+    """The run to watch; one that is paused goes on when it is to be resumed. Raises InputError when there is none."""
+    if params.action == "watch":
+        run_id = params.id or newest_run(workspace)
+        read_run(workspace, run_id)
+        return run_id
+    if params.action != "resume":
+        return None
+    run_id = params.id or _to_resume(workspace)
+    folder = workspace.runs_dir / run_id
+    if not is_alive(folder):
+        return None
+    send_command(folder, "continue")
+    return run_id
 
 
 def again(params: RunsParams, workspace: Workspace) -> RunRecord | None:
     """The run to go on with. Raises InputError when there is none of that id."""
     if params.action != "resume":
         return None
-    return read_run(workspace, params.id or newest_run(workspace))
+    return read_run(workspace, params.id or _to_resume(workspace))
+
+
+def _to_resume(workspace: Workspace) -> str:
+    """One that waits to be told so, else the newest."""
+    live = [run_id for run_id in reversed(run_ids(workspace)) if is_alive(workspace.runs_dir / run_id)]
+    waiting = [run_id for run_id in live if _state(workspace, run_id).state == "paused"]
+    return waiting[0] if waiting else _newest(workspace)
 
 
 def newest_run(workspace: Workspace) -> str:
-    """Id of the run that was written to last. Raises InputError when there is none."""
+    """Id of the newest run that is going on, else of the one that was written to last. Raises InputError when there
+    is none."""
+    newest = _newest(workspace)
+    live = (run_id for run_id in reversed(run_ids(workspace)) if is_alive(workspace.runs_dir / run_id))
+    return next(live, newest)
+
+
+def _newest(workspace: Workspace) -> str:
     found = run_ids(workspace)
     if not found:
         raise InputError(f"there are no runs in {workspace.root}", "start one: amigo-local run RECIPE")
@@ -67,31 +114,52 @@ def run_ids(workspace: Workspace) -> list[str]:
     return [path.parent.name for path in sorted(journals, key=lambda path: path.stat().st_mtime)]
 
 
-def read_run(workspace: Workspace, run_id: str) -> RunRecord:
-    """What was asked in that run. Raises InputError when there is no such run."""
-    try:
-        return msgspec.json.decode((workspace.runs_dir / run_id / "run.json").read_bytes(), type=RunRecord)
-    except OSError as error:
-        raise InputError(f"there is no run {run_id} in {workspace.root}", "amigo-local runs ls") from error
-    except msgspec.MsgspecError as error:
-        raise InputError(f"run {run_id} was written by another version: {error}", "start it anew") from error
+class _State(msgspec.Struct, frozen=True):
+    """How a run stands: seconds since the epoch of its first and last record, and a word."""
+
+    started: float
+    ended: float
+    state: str
+
+
+def _state(workspace: Workspace, run_id: str) -> _State:
+    folder = workspace.runs_dir / run_id
+    live = is_alive(folder)
+    started, ended, state = 0.0, 0.0, ""
+    for record in read_journal(folder / JOURNAL_NAME):
+        started, ended = started or record.time, record.time
+        match record.event:
+            case RunFinished() as finished:
+                state = {EXIT_DONE: "done", EXIT_CANCELLED: "cancelled"}.get(finished.exit_code, "failed")
+            case RunPaused():
+                state = "paused"
+            case RunStarted() | RunContinued():
+                state = ""
+    if live:
+        return _State(started, ended, state if state == "paused" else "running")
+    cut = state in ("", "paused")
+    return _State(started, ended, f"cut: amigo-local runs resume {run_id}" if cut else state)
+
+
+def _command(command: Command, run_id: str | None, context: StageContext) -> None:
+    workspace = context.workspace
+    run_id = run_id or newest_run(workspace)
+    title = read_run(workspace, run_id).title
+    folder = workspace.runs_dir / run_id
+    if not is_alive(folder):
+        raise InputError(f"run {run_id} isn't going on (`{title}`)", "amigo-local runs ls shows those that are")
+    send_command(folder, command)
+    context.note(f"run {run_id} (`{title}`) {_ASKED[command].format(run_id)}", "good")
 
 
 def _list(context: StageContext) -> None:
     workspace = context.workspace
     rows: list[tuple[Figure, ...]] = []
     for run_id in run_ids(workspace):
-        started, ended, state = 0.0, 0.0, "cut: amigo-local runs resume"
-        for record in read_journal(workspace.runs_dir / run_id / JOURNAL_NAME):
-            started, ended = started or record.time, record.time
-            if isinstance(record.event, RunFinished):
-                code = record.event.exit_code
-                state = {0: "done", 130: "cancelled"}.get(code, "failed")
-            else:
-                state = "cut: amigo-local runs resume"
+        found = _state(workspace, run_id)
         title = read_run(workspace, run_id).title
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if started else ""
-        rows.append((run_id, title, when, ended - started, state))
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.started)) if found.started else ""
+        rows.append((run_id, title, when, found.ended - found.started, found.state))
     columns = (Column("run"), Column("what"), Column("started"), Column("took", "seconds"), Column("state"))
     context.emit(Table("Runs", columns, tuple(rows)))
     artifacts = list(workspace.artifacts())
@@ -168,11 +236,14 @@ def _clean(params: RunsParams, context: StageContext) -> None:
 
 
 def _superseded(workspace: Workspace) -> list[Artifact]:
-    """Artifacts in this home that the newest run neither made nor used; registered files are kept."""
+    """Artifacts in this home that neither the newest run that made or used any nor one that is going on has to do with;
+    registered files are kept."""
     from amigo_local.stages._models import run_artifacts
 
-    ids = run_ids(workspace)
-    kept = {artifact.fingerprint for artifact in run_artifacts(workspace, ids[-1])} if ids else set()
+    runs = [(run_id, run_artifacts(workspace, run_id)) for run_id in run_ids(workspace)]
+    newest = [made for _, made in runs if made][-1:]
+    live = [made for run_id, made in runs if is_alive(workspace.runs_dir / run_id)]
+    kept = {artifact.fingerprint for made in newest + live for artifact in made}
     everything = list(workspace.artifacts())
     served = {str(artifact.figures.get("gguf")) for artifact in everything if artifact.kind == "registration"}
     return [
@@ -194,10 +265,11 @@ def _unclaimed(workspace: Workspace) -> list[Path]:
 
 STAGE = Stage(
     "runs",
-    "List, show, resume or clean up runs and what they made.",
+    "List, show, watch, pause, stop, cancel, resume or clean up runs.",
     RunsParams,
     run,
     place="here",
     locks=False,
     again=again,
+    follows=follows,
 )

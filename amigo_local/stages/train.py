@@ -119,6 +119,8 @@ def run(params: TrainParams, context: StageContext) -> StageResult:
             vram_free_bytes=vram_free,
         ),
         trackers_dir=context.workspace.runs_dir / context.run_id / "trackers",
+        clock=context.clock,
+        stop_asked=context.stop_asked,
     )
     return StageResult(train_dpo(training) if params.train.method == "dpo" else train_sft(training))
 

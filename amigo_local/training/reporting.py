@@ -44,16 +44,18 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
         checkpoint_path: Callable[[int], str],
         gauges: Readings,
         clock: Callable[[], float],
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         """`tokens_by_step[k]`: tokens in all trained on after k steps (padding not counted); samples_by_step alike.
 
         after_step: called when a step has ended, before anything is told or evaluated; where it remembers the random
-        state, cancelling within an evaluation saves the step before it as it was.
+        state, cancelling within an evaluation saves the step before it as it was. stop_asked: once it says so, the
+        step at hand is finished and saved, and Cancelled is raised; after the last step it is too late for that.
         """
         self._emit_event, self._tokens, self._log_every = emit, tokens_by_step, log_every_steps
         self._samples, self._gauges = samples_by_step, gauges
         self._after_step, self._save_now = after_step, save_now
-        self._checkpoint_path, self._clock = checkpoint_path, clock
+        self._checkpoint_path, self._clock, self._stop_asked = checkpoint_path, clock, stop_asked
         self._step_started = self._last_progress = clock()
         self._evaluated = 0
         self._pace = Pace()
@@ -78,6 +80,11 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._after_step()
+        if self._is_to_stop(state):
+            control.should_save = True
+
+    def _is_to_stop(self, state: Any) -> bool:
+        return self._stop_asked() and state.global_step < state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if "loss" in logs:
@@ -134,10 +141,14 @@ class EventReporter(TrainerCallback):  # type: ignore[misc]  # transformers ship
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._evaluated = 0
         self._pause_ended()
+        if self._is_to_stop(state):
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
         self._emit(CheckpointSaved(step=step, path=self._checkpoint_path(step)))
+        if self._is_to_stop(state):
+            raise Cancelled
         self._pause_ended()
 
     def _pause_ended(self) -> None:

@@ -56,6 +56,9 @@ class TrainingRun(msgspec.Struct, frozen=True, dict=True):
     trackers_dir: Path | None = None
     """Where trackers keep their files; None: in the working directory, as they do by themselves."""
     clock: Callable[[], float] = time.monotonic
+    """Seconds of work: whoever pauses the run stops it meanwhile."""
+    stop_asked: Callable[[], bool] = lambda: False
+    """Whether to raise Cancelled once the step at hand is finished and saved."""
 
     def open_set(self, kind: type[RowFile]) -> TrainingSet:
         """Raises InputError for all that can be refused before the base is loaded, settings and adapter included."""
@@ -116,7 +119,8 @@ def train(
     them. Both were imported after `prepare_process`. before: work that may take long, done once the plan is settled,
     with the trainer as it stands at the start, the start adapter in it, whether it then resumes or not.
 
-    Raises InputError for what can't be trained; Cancelled when `run.emit` does, after saving a checkpoint.
+    Raises InputError for what can't be trained; Cancelled when `run.emit` does, or when it is asked to stop, after
+    saving a checkpoint.
     """
     import torch
 
@@ -241,6 +245,7 @@ def _build(
         checkpoint_path=lambda step: str(checkpoints.at(step)),
         gauges=gauges_for(trainer.args.device, loaded.streamer),
         clock=run.clock,
+        stop_asked=run.stop_asked,
     )
     trainer.after_micro_batch = reporter.micro_batch_done
     trainer.remove_callback(PrinterCallback)  # it prints every log line to stdout

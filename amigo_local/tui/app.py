@@ -59,7 +59,8 @@ class AmigoApp(App[None]):
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = session.saved.theme if session.saved.theme in self.available_themes else DARK
-        session.on_update = self._run_updated
+        # As a message: an error in drawing is the app's, and ends no following.
+        session.on_update = lambda state, records: self.call_later(self._run_updated, state, records)
 
     def on_mount(self) -> None:
         if self._first_screen in SCREENS and self._first_screen != self.DEFAULT_MODE:

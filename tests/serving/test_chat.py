@@ -72,6 +72,9 @@ def test_ollama_and_embedded_give_the_same_greedy_answer(
     for answer in (ours, theirs):
         assert answer.stop_reason == "length"
         assert answer.load_seconds > 0 and answer.prompt_seconds > 0 and answer.answer_seconds > 0
+        assert answer.first_token_seconds is not None
+        assert 0.9 * answer.prompt_seconds < answer.first_token_seconds
+        assert answer.first_token_seconds < answer.prompt_seconds + answer.answer_seconds
     server.unload("smollm2")
 
 
@@ -96,6 +99,19 @@ def test_prompts_have_the_same_token_counts_on_both_sides(
     ours = [embedded.generate(str(tiny_gguf), m, one, ignore).prompt_tokens for m in CONVERSATIONS]
     assert ours == theirs
     assert min(ours) > 10
+
+
+def test_a_model_loaded_ahead_tells_its_load_time_with_the_next_answer(
+    embedded: EmbeddedBackend, library: Library, tiny_gguf: Path
+) -> None:
+    options = GenerationOptions(max_tokens=2, context_length=256)
+    embedded.load(str(tiny_gguf), 256)
+    first, second = (embedded.generate(str(tiny_gguf), (QUESTION,), options, ignore) for _ in range(2))
+    assert first.load_seconds > 10 * second.load_seconds
+    assert first.first_token_seconds is not None
+    library.register("silent", tiny_gguf, Modelfile(parameters=(("stop", first.text[:1]),)))
+    silent = embedded.generate("silent", (QUESTION,), options, ignore)
+    assert (silent.text, silent.first_token_seconds) == ("", None)
 
 
 def test_sampling_is_seeded_and_explicit(embedded: EmbeddedBackend, tiny_gguf: Path) -> None:

@@ -8,7 +8,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -19,7 +18,9 @@ import pytest
 from amigo_local import worker
 from amigo_local.cli.main import main
 from amigo_local.domain.events import Record, decode_record
+from amigo_local.engine.control import Command
 from amigo_local.engine.execute import Job
+from amigo_local.engine.steering import Steering
 from tests.support.command_line import environment
 from tests.support.threads import threads_put_back
 
@@ -75,8 +76,11 @@ def _worker_that_prints_to(log: TextIO) -> type:
             lines: list[bytes] = []
             # Not the command's streams: what a library prints, or keeps to print to, isn't the command's.
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                worker.run_job(msgspec.json.decode(self._job, type=Job), threading.Event(), lines.append)
+                worker.run_job(msgspec.json.decode(self._job, type=Job), Steering(), lines.append)
             yield from map(decode_record, lines)
+
+        def tell(self, command: Command) -> None:
+            """It is at its end before it could hear."""
 
         def kill(self) -> None:
             """It has ended."""

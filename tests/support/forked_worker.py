@@ -74,6 +74,7 @@ def _work(kill: str) -> None:
 
     from amigo_local import worker
     from amigo_local.engine.execute import Job
+    from amigo_local.engine.steering import Steering
 
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  # stays open for the life of the process
     write = worker.own_stdout()
@@ -83,12 +84,11 @@ def _work(kill: str) -> None:
     if stage == job.stage:
         write = _deadly(write, int(how[0]))
     import itertools
-    import threading
 
     # With a clock that stands, or that ticks when it is read, the same work gives the same records however fast the
     # machine is.
     clock = itertools.count().__next__ if "every" in how else lambda: 0
-    os._exit(worker.run_job(job, threading.Event(), write, clock=clock))
+    os._exit(worker.run_job(job, Steering(), write, clock=clock))
 
 
 def _deadly(write: Callable[[bytes], None], count: int) -> Callable[[bytes], None]:

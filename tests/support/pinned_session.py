@@ -85,9 +85,23 @@ def loop_records() -> list[Record]:
         events.append((at + seconds, stage, StageFinished(made, seconds, 900 << 20, made.figures)))
 
     done(2, 41, "tokenizer", "", artifact("tokenizer", "tokenizer", 0.03, vocabulary=262_144))
-    done(60, 380, "prepare", "stage1_nl_to_code", artifact("prepare", "dataset", 0.02, train_samples=4_812))
-    done(500, 310, "prepare", "stage2_context", artifact("prepare", "dataset", 0.02, train_samples=3_390))
-    events.append((820, "prepare", Note("12 rows held secrets and were left out")))
+    samples = {
+        "stage1_nl_to_code": 4_812,
+        "stage2_context": 3_390,
+        "stage3_debugging": 1_760,
+        "stage4_reasoning": 1_204,
+        "stage5_preference": 988,
+    }
+    at = 60.0
+    for of, count in samples.items():
+        if of in ("stage4_reasoning", "stage5_preference"):
+            done(at, 2_900, "candidates", of, artifact("candidates", "candidates", 0.01, problems=300))
+            at += 2_910
+        done(at, 380, "prepare", of, artifact("prepare", "dataset", 0.02, train_samples=count))
+        at += 390
+    events.append((at, "prepare", Note("12 rows held secrets and were left out")))
+    done(at, 700, "quantize", "", artifact("quantize", "nf4", 5.4, mean_error=0.0939))
+    done(at + 710, 1_800, "evaluate", "base", artifact("evaluate", "report", 0.001))
     train = "stage1_nl_to_code"
     events.append(
         (900, "train", StageStarted("train-1", f"{train}: Refine the model with the recipe's QLoRA", of=train))
@@ -104,11 +118,11 @@ def loop_records() -> list[Record]:
             "vram_bytes": 5.1 * GIB,
             "vram_peak_bytes": 5.4 * GIB,
         }
-        events.append((900 + step * 78, "train", MetricLogged(step, values)))
+        events.append((10_900 + step * 78, "train", MetricLogged(step, values)))
         if step % 50 == 0:
-            events.append((900 + step * 78, "train", MetricLogged(step, {"eval_loss": 0.62 + math.exp(-step / 45)})))
-            events.append((901 + step * 78, "train", CheckpointSaved(step, f"/home/mara/checkpoint-{step}")))
-    events.append((900 + 180 * 78, "train", Progress("training", 180, 601, "steps")))
+            events.append((10_900 + step * 78, "train", MetricLogged(step, {"eval_loss": 0.62 + math.exp(-step / 45)})))
+            events.append((10_901 + step * 78, "train", CheckpointSaved(step, f"/home/mara/checkpoint-{step}")))
+    events.append((10_900 + 180 * 78, "train", Progress("training", 180, 601, "steps")))
     return [Record(RUN, seq, NOW + at, stage, event) for seq, (at, stage, event) in enumerate(events)]
 
 

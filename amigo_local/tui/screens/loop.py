@@ -61,7 +61,7 @@ class LoopScreen(AmigoScreen):
         self._plan: Plan | None = None
         self._planned_at = 0.0
         self._planned_choice: object = None
-        self._shown_run = ""
+        self._shown_run: RunState | None = None
 
     def body(self) -> ComposeResult:
         yield Static(id="chosen")
@@ -97,8 +97,8 @@ class LoopScreen(AmigoScreen):
 
     def _show_log(self, state: RunState, records: list[Record]) -> None:
         log = self.query_one(RecordLog)
-        if state.run_id != self._shown_run:
-            self._shown_run = state.run_id
+        if state is not self._shown_run:
+            self._shown_run = state
             log.clear()
             records = list(state.log)
         log.add(records)

@@ -17,16 +17,18 @@ from textual.widgets import Static
 
 from amigo_local.domain.code_start import find_code
 from amigo_local.domain.events import GenerationFinished
-from amigo_local.domain.units import format_seconds
 from amigo_local.evaluation.extraction import fenced_texts
 from amigo_local.presentation.visible_text import visible
-from amigo_local.tui.widgets.answer_markdown import AnswerMarkdown
-from amigo_local.tui.widgets.answer_parts import AnswerParts, PartText
+from amigo_local.tui.widgets.answer_cutting import AnswerCutting, PartText
+from amigo_local.tui.widgets.answer_figures import AnswerFigures, figures
+from amigo_local.tui.widgets.answer_markdown import prepare_highlighting
+from amigo_local.tui.widgets.answer_part import AnswerPart
 
-DRAWN_CHARACTERS = 30_000
-"""About 700 lines. Laying out more takes so long that keys would wait."""
+DRAWN_CHARACTERS = 300_000
+"""Of longer answers the last so many: a screen that holds more takes long to lay out."""
 REDRAW_SECONDS = 0.04
 """Between two redraws; more when they take long, so that keys get most of the time."""
+PARTS_AT_ONCE = 4
 
 State = Literal["", "waiting", "failed", "cancelled"]
 _MARKS: dict[State, str] = {"": "", "waiting": "○ ", "failed": "✗ ", "cancelled": "■ "}
@@ -36,10 +38,10 @@ _MARKS: dict[State, str] = {"": "", "waiting": "○ ", "failed": "✗ ", "cancel
 class _Part:
     """A part of the answer, and what draws it."""
 
-    continues: bool
+    joined: bool
     waiting: list[str] = field(default_factory=list)
     size: int = 0
-    markdown: AnswerMarkdown | None = None
+    widget: AnswerPart | None = None
     dropped: bool = False
 
 
@@ -62,7 +64,7 @@ class AnswerView(Vertical):
     AnswerView {
         border: round $border; border-title-color: $primary; border-title-style: bold;
         &:focus-within { border: round $primary; }
-        .figures, .state, .undrawn { height: auto; max-height: 4; padding: 0 1; color: $text-muted; display: none; }
+        .state, .undrawn { height: auto; max-height: 4; padding: 0 1; color: $text-muted; display: none; }
         .undrawn { text-style: italic; }
         .state.failed { color: $text-error; }
         .shown { display: block; }
@@ -74,7 +76,7 @@ class AnswerView(Vertical):
         super().__init__(id=id)
         self.finished: GenerationFinished | None = None
         self._came: list[str] = []
-        self._cutting = AnswerParts()
+        self._cutting = AnswerCutting()
         self._parts: deque[_Part] = deque()
         self._undrawn = 0
         self._reserved = False
@@ -83,7 +85,7 @@ class AnswerView(Vertical):
         self._drawn.set()
 
     def compose(self) -> ComposeResult:
-        yield Static(classes="figures")
+        yield AnswerFigures()
         yield Static(classes="state")
         with AnswerScroll():
             yield Static(classes="undrawn")
@@ -91,6 +93,7 @@ class AnswerView(Vertical):
     def on_mount(self) -> None:
         self._scroll.anchor()
         self.run_worker(self._draw_on(), group="drawing")
+        self.run_worker(prepare_highlighting, thread=True)
 
     # -- What the answer is
 
@@ -142,7 +145,7 @@ class AnswerView(Vertical):
         for part in self._parts:
             self._drop(part)
         self._came, self._undrawn = [], 0
-        self._cutting, self.finished = AnswerParts(), None
+        self._cutting, self.finished = AnswerCutting(), None
         self._parts.clear()
         self._show_undrawn()
         self._show_figures()
@@ -158,7 +161,7 @@ class AnswerView(Vertical):
     def _take(self, texts: list[PartText]) -> None:
         for piece in texts:
             if piece.opens:
-                self._parts.append(_Part(piece.continues))
+                self._parts.append(_Part(piece.joined))
             self._parts[-1].waiting.append(piece.text)
             self._parts[-1].size += len(piece.text)
         if texts:
@@ -169,26 +172,33 @@ class AnswerView(Vertical):
         while True:
             await self._news.wait()
             self._news.clear()
-            while part := next((part for part in self._parts if part.waiting), None):
+            while waiting := [part for part in self._parts if part.waiting][:PARTS_AT_ONCE]:
                 began = time.monotonic()
+                await self._draw(waiting)
                 self._forget_the_first()
-                if not part.dropped:
-                    await self._draw(part)
+                self._rest_out_of_sight()
+                painted = asyncio.Event()
+                self.call_after_refresh(painted.set)
+                await painted.wait()
                 await asyncio.sleep(max(REDRAW_SECONDS, 2 * (time.monotonic() - began)))
             self._drawn.set()
 
-    async def _draw(self, part: _Part) -> None:
-        text, part.waiting = "".join(part.waiting), []
-        if part.markdown:
-            await part.markdown.append(text)
-            return
-        part.markdown = AnswerMarkdown(text)
-        place = self._parts.index(part)
-        if part.continues and place and (above := self._parts[place - 1].markdown):
-            above.add_class("goes-on")
-        await self._scroll.mount(part.markdown)
-        if part.dropped:  # while it was being mounted
-            part.markdown.remove()
+    async def _draw(self, parts: list[_Part]) -> None:
+        fresh: list[AnswerPart] = []
+        width = self._scroll.scrollable_content_region.width
+        for part in parts:
+            text, part.waiting = "".join(part.waiting), []
+            if part.widget:
+                part.widget.append(text)
+            else:
+                part.widget = AnswerPart(text, part.joined)
+                fresh.append(part.widget)
+            part.widget.set_for(width)
+            await asyncio.sleep(0)  # keys in between
+        await self._scroll.mount(*fresh)
+        for part in parts:
+            if part.dropped and part.widget:  # while it was being mounted
+                part.widget.remove()
 
     def _forget_the_first(self) -> None:
         """Of an answer that is longer than can be drawn without keys having to wait."""
@@ -198,16 +208,25 @@ class AnswerView(Vertical):
             part = self._parts.popleft()
             size -= part.size
             self._undrawn += part.size
-            gone += part.markdown.outer_size.height if part.markdown else 0
+            gone += part.widget.outer_size.height if part.widget else 0
             self._drop(part)
         if gone and not self._scroll.follows:
             self._scroll.scroll_to(y=self._scroll.scroll_y - gone, animate=False)
         self._show_undrawn()
 
+    def _rest_out_of_sight(self) -> None:
+        top = self._scroll.scroll_offset.y
+        bottom = top + self._scroll.size.height
+        for part in list(self._parts)[:-PARTS_AT_ONCE]:
+            if part.widget and not (
+                part.widget.virtual_region.y <= bottom and part.widget.virtual_region.bottom >= top
+            ):
+                part.widget.rest()
+
     def _drop(self, part: _Part) -> None:
         part.dropped, part.waiting = True, []
-        if part.markdown:
-            part.markdown.remove()
+        if part.widget:
+            part.widget.remove()
 
     def _show_undrawn(self) -> None:
         line = self.query_one(".undrawn", Static)
@@ -216,20 +235,4 @@ class AnswerView(Vertical):
         line.set_class(bool(self._undrawn), "shown")
 
     def _show_figures(self) -> None:
-        line = self.query_one(".figures", Static)
-        text = figures(self.finished, self._reserved) if self.finished else ""
-        line.update(Content(text))
-        line.set_class(bool(text), "shown")
-
-
-def figures(finished: GenerationFinished, reserved: bool = False) -> str:
-    """`41.2 tok/s · 214 tokens · first 0.8 s · 12 before code · load 2.1 s`, to be broken only between them."""
-    before = finished.tokens_before_code
-    parts = [
-        "" if reserved else f"{finished.tokens_per_second:.1f} tok/s",
-        f"{finished.answer_tokens:,} tokens" + (" (cut)" if finished.stop_reason == "length" else ""),
-        "" if reserved or finished.first_token_seconds is None else f"first {format_seconds(finished.first_token_seconds)}",
-        "" if before is None else f"{before:,} before code",
-        "" if reserved else f"load {format_seconds(finished.load_seconds)}",
-    ]
-    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)
+        self.query_one(AnswerFigures).show(figures(self.finished, self._reserved) if self.finished else [])

@@ -1,0 +1,190 @@
+"""RecordLog: the last records as sentences, with their time and stage; it follows its end unless scrolled up."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.color import Color as RichColor
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.color import Color
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from amigo_local.domain.events import (
+    Note,
+    Progress,
+    Record,
+    RunFinished,
+    StageCancelled,
+    StageFailed,
+    StageFinished,
+    StageSkipped,
+)
+from amigo_local.presentation.sentences import sentence
+from amigo_local.presentation.visible_text import visible
+from amigo_local.tui.widgets.ink import fitted, folded
+
+MOST_ENTRIES = 2000
+_MOST_CHARACTERS = 4000
+"""Of one sentence: a message can quote a whole file."""
+_STAGE = 10
+_ROOMY = 64
+"""Narrower than this, the time is told in hours and minutes alone."""
+
+Tone = Literal["plain", "good", "warning", "problem", "muted"]
+_COLORS = {"good": "success", "warning": "warning", "problem": "error"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    time: float | None
+    """Seconds since the epoch; None: it is going on."""
+    stage: str
+    text: str
+    tone: Tone
+
+
+class RecordLog(ScrollView, can_focus=True):
+    DEFAULT_CSS = "RecordLog { height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; overflow-y: auto; }"
+
+    def __init__(self, *, id: str | None = None, most_entries: int = MOST_ENTRIES) -> None:
+        super().__init__(id=id)
+        self._entries: deque[tuple[Entry, int]] = deque()
+        """With how many lines each takes."""
+        self._lines: deque[Strip] = deque()
+        self._most = most_entries
+        self._going_on: Entry | None = None
+        self._width = 0
+        self._at_end = True
+
+    # -- What is told
+
+    def add(self, records: Iterable[Record]) -> None:
+        """All at once, however many; a Progress replaces the one before it. What has no sentence is left out."""
+        for record in records:
+            if isinstance(record.event, Progress):
+                self._going_on = Entry(None, record.stage, sentence(record.event), "muted")
+            elif text := sentence(record.event):
+                if isinstance(record.event, StageFinished | StageFailed | StageCancelled | RunFinished):
+                    self._going_on = None
+                self._append(Entry(record.time, record.stage, text, tone(record)))
+        self._changed()
+
+    def show_progress(self, stage: str, progress: Progress | None) -> None:
+        """The line at the end; None takes it away."""
+        self._going_on = Entry(None, stage, sentence(progress), "muted") if progress else None
+        self._changed()
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._lines.clear()
+        self._going_on, self._at_end = None, True
+        self._changed()
+
+    @property
+    def texts(self) -> list[str]:
+        """Every line as it is shown."""
+        return [strip.text.rstrip() for strip in [*self._lines, *self._tail()]]
+
+    # -- Lines
+
+    def _append(self, entry: Entry) -> None:
+        lines = list(self._wrapped(entry)) if self._width else []
+        self._entries.append((entry, len(lines)))
+        self._lines.extend(lines)
+        while len(self._entries) > self._most:
+            _, gone = self._entries.popleft()
+            for _ in range(gone):
+                self._lines.popleft()
+
+    def _wrapped(self, entry: Entry) -> Iterator[Strip]:
+        clock = "" if entry.time is None else time.strftime("%H:%M:%S", time.localtime(entry.time))
+        before = 9 if self._width >= _ROOMY else 6
+        muted, ink = Style(color=self._muted()), self._tone_style(entry.tone)
+        room = max(10, self._width - before - _STAGE - 1)
+        rows = list(folded(visible(entry.text[:_MOST_CHARACTERS]), room))
+        for place, row in enumerate(rows):
+            first = place == 0
+            yield Strip(
+                [
+                    Segment(fitted(clock[: before - 1] if first else "", before), muted),
+                    Segment(fitted(entry.stage if first else "", _STAGE) + " ", muted),
+                    Segment(row, ink),
+                ]
+            )
+
+    def _tone_style(self, kind: Tone) -> Style:
+        if kind == "plain":
+            return Style()
+        if kind == "muted":
+            return Style(color=self._muted())
+        return Style(color=Color.parse(self.app.theme_variables[_COLORS[kind]]).rich_color)
+
+    def _muted(self) -> RichColor:
+        return self.background_colors[1].blend(self.colors[3], 0.6).rich_color
+
+    def _tail(self) -> list[Strip]:
+        return [next(self._wrapped(self._going_on))] if self._going_on and self._width else []
+
+    # -- Showing
+
+    def on_mount(self) -> None:
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._wrap_again())
+
+    def on_resize(self, event: events.Resize) -> None:
+        if self.scrollable_content_region.width != self._width:
+            self._wrap_again()
+
+    def _wrap_again(self) -> None:
+        self._width = self.scrollable_content_region.width
+        entries, self._entries = self._entries, deque()
+        self._lines.clear()
+        for entry, _ in entries:
+            self._append(entry)
+        self._changed()
+
+    def _changed(self) -> None:
+        following = self._at_end
+        self.virtual_size = Size(self._width, len(self._lines) + (self._going_on is not None))
+        if following:
+            self.scroll_end(animate=False, immediate=True)
+        self.refresh()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self._at_end = round(new_value) >= self.max_scroll_y
+
+    def render_line(self, y: int) -> Strip:
+        place = y + self.scroll_offset.y
+        if place < len(self._lines):
+            strip = self._lines[place]
+        else:
+            tail = self._tail()
+            strip = tail[0] if tail and place == len(self._lines) else Strip([])
+        return strip.adjust_cell_length(self.size.width, self.rich_style).apply_style(self.rich_style)
+
+
+def tone(record: Record) -> Tone:
+    """How much a record wants to be seen."""
+    match record.event:
+        case StageFailed():
+            return "problem"
+        case StageCancelled():
+            return "warning"
+        case Note(level="warning"):
+            return "warning"
+        case Note(level="problem"):
+            return "problem"
+        case Note(level="good") | StageFinished():
+            return "good"
+        case StageSkipped():
+            return "muted"
+        case _:
+            return "plain"

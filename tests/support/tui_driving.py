@@ -1,0 +1,50 @@
+"""Drives the app headlessly on a real home, and waits for what is to be seen rather than for time to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from amigo_local.domain.settings import OllamaSettings, ProgramSettings
+from amigo_local.tui.app import AmigoApp
+from amigo_local.tui.session import Session
+
+OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Raises TimeoutError with what was on the screen."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await pilot.pause(0.02)
+    except TimeoutError as error:
+        raise TimeoutError(f"not within {seconds} s; the screen shows:\n{screen_text(pilot.app)}") from error
+
+
+def screen_text(app: object) -> str:
+    """What a person reads, line by line."""
+    from textual.app import App
+
+    assert isinstance(app, App)
+    width, height = app.size
+    lines = app.screen._compositor.render_strips(app.size)
+    return "\n".join(strip.text.rstrip() for strip in lines[:height]) if width else ""
+
+
+@contextlib.asynccontextmanager
+async def driven(
+    home: Path, settings: ProgramSettings = OFFLINE, size: tuple[int, int] = (120, 40), screen: str = ""
+) -> AsyncIterator[tuple[AmigoApp, Pilot[None]]]:
+    """The app on that home with real processes behind it; they end with the block, runs don't."""
+    session = Session(home, settings)
+    app = AmigoApp(session, screen=screen)
+    try:
+        async with app.run_test(size=size) as pilot:
+            yield app, pilot
+    finally:
+        await session.close()

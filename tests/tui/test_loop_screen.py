@@ -1,0 +1,84 @@
+"""The Loop screen on real runs of the tiny model, in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from amigo_local.domain.pipeline import PipelineStage
+from amigo_local.tui.app import AmigoApp
+from amigo_local.tui.screens.leaving import Leaving
+from amigo_local.tui.screens.loop import LoopScreen
+from amigo_local.tui.widgets.failure_bar import FailureBar
+from tests.support.tiny_run import write_tiny_run
+from tests.support.tui_driving import driven, screen_text, until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+
+def rows(app: AmigoApp) -> list[PipelineStage]:
+    screen = app.screen
+    return screen.rows if isinstance(screen, LoopScreen) else []
+
+
+def statuses(app: AmigoApp) -> dict[str, str]:
+    return {row.stage: row.status for row in rows(app)}
+
+
+def test_a_person_takes_a_model_through_the_loop_with_a_crash_and_a_closed_window_in_between(tmp_path: Path) -> None:
+    home, recipe = tmp_path / "home", write_tiny_run(tmp_path)
+
+    async def first_window() -> None:
+        async with driven(home) as (app, pilot):
+            await until(pilot, lambda: app.machine is not None)
+            assert "Recipe: choose one" in screen_text(app)
+            app.session.saved.choice.recipe = [str(recipe)]
+            await pilot.press("2", "1")  # as after choosing it on the Recipe screen
+            await until(pilot, lambda: len(rows(app)) == 7)
+            assert [row.status for row in rows(app)] == ["next", *["waiting"] * 6]
+            await pilot.press("enter")
+            await until(pilot, lambda: statuses(app).get("tokenizer") == "done" and not app.session.live)
+            await until(pilot, lambda: statuses(app)["prepare"] == "next")
+            await pilot.press("a")
+            await until(pilot, lambda: statuses(app)["quantize"] == "running")
+            # The kernel kills the worker, as it does when memory runs out.
+            runner = next(p for p in psutil.process_iter(["cmdline"]) if _is_runner_of(p, home))
+            for child in runner.children():
+                child.send_signal(signal.SIGKILL)
+            await until(pilot, lambda: statuses(app)["quantize"] == "failed")
+            bar = app.screen.query_one(FailureBar)
+            await until(pilot, lambda: bar.display)
+            assert "was killed (signal 9)" in str(bar.content) and "amigo-local plan" in str(bar.content)
+            await until(pilot, lambda: not app.session.live)
+            await pilot.press("a")
+            await until(pilot, lambda: statuses(app)["train"] == "running")
+            await pilot.press("ctrl+q")
+            await until(pilot, lambda: isinstance(app.screen, Leaving))
+            await pilot.press("l")
+            await until(pilot, lambda: app.return_code == 0)
+
+    async def second_window() -> None:
+        async with driven(home, size=(80, 24)) as (app, pilot):
+            await until(pilot, lambda: len(rows(app)) == 7 and all(row.status == "done" for row in rows(app)))
+            await until(pilot, lambda: "run done" in screen_text(app))
+            assert len(list((home / "runs").iterdir())) == 1  # one run, taken up again and again
+            # A changed setting makes what comes of it stale.
+            app.session.saved.choice.overrides = ["train.learning_rate=5e-4"]
+            await pilot.press("2", "1")
+            await until(pilot, lambda: statuses(app)["train"] == "stale")
+            assert statuses(app)["prepare"] == "done"
+            assert next(row.stage for row in rows(app) if row.is_next) == "train"
+
+    asyncio.run(first_window())
+    asyncio.run(second_window())
+
+
+def _is_runner_of(process: psutil.Process, home: Path) -> bool:
+    if "amigo_local.runner_process" not in " ".join(process.info["cmdline"] or ()):
+        return False
+    return any(str(home / "runs") in file.path for file in process.open_files())
