@@ -104,7 +104,7 @@ def loop_records() -> list[Record]:
     done(at + 710, 1_800, "evaluate", "base", artifact("evaluate", "report", 0.001))
     train = "stage1_nl_to_code"
     events.append(
-        (900, "train", StageStarted("train-1", f"{train}: Refine the model with the recipe's QLoRA", of=train))
+        (10_900, "train", StageStarted("train-1", f"{train}: Refine the model with the recipe's QLoRA", of=train))
     )
     for step in range(1, 181):
         wobble = 0.12 * math.sin(step * 1.7) + 0.05 * math.cos(step * 0.6)

@@ -38,7 +38,7 @@ def test_a_person_takes_a_model_through_the_loop_with_a_crash_and_a_closed_windo
             await until(pilot, lambda: app.machine is not None)
             assert "Recipe: choose one" in screen_text(app)
             app.session.saved.choice.recipe = [str(recipe)]
-            await pilot.press("2", "1")  # as after choosing it on the Recipe screen
+            await pilot.press("8", "1")  # as after choosing it on the Recipe screen
             await until(pilot, lambda: len(rows(app)) == 7)
             assert [row.status for row in rows(app)] == ["next", *["waiting"] * 6]
             await pilot.press("enter")
@@ -65,11 +65,11 @@ def test_a_person_takes_a_model_through_the_loop_with_a_crash_and_a_closed_windo
     async def second_window() -> None:
         async with driven(home, size=(80, 24)) as (app, pilot):
             await until(pilot, lambda: len(rows(app)) == 7 and all(row.status == "done" for row in rows(app)))
-            await until(pilot, lambda: "run done" in screen_text(app))
+            await until(pilot, lambda: screen_text(app).splitlines()[0].endswith("✓"))
             assert len(list((home / "runs").iterdir())) == 1  # one run, taken up again and again
             # A changed setting makes what comes of it stale.
             app.session.saved.choice.overrides = ["train.learning_rate=5e-4"]
-            await pilot.press("2", "1")
+            await pilot.press("8", "1")
             await until(pilot, lambda: statuses(app)["train"] == "stale")
             assert statuses(app)["prepare"] == "done"
             assert next(row.stage for row in rows(app) if row.is_next) == "train"

@@ -13,6 +13,9 @@ from textual.widgets import Static
 
 from amigo_local.domain.run_state import RunState
 
+_ROOMY = 100
+"""Columns that the names leave room in for more than a sign."""
+
 
 class ScreenName(Static):
     """One of the names; a click goes there."""
@@ -45,12 +48,15 @@ class ScreenBar(Horizontal):
             width: 1fr; text-align: right; padding: 0 1; color: $text-muted;
             text-wrap: nowrap; text-overflow: ellipsis;
         }
+        &.tight ScreenName { padding: 0 1 0 0; }
+        &.tight #run { padding: 0; }
     }
     """
 
     def __init__(self, titles: Mapping[str, str], active: str) -> None:
         super().__init__()
         self._titles, self._active = titles, active
+        self._run: tuple[RunState, bool] | None = None
 
     def compose(self) -> ComposeResult:
         for key, (name, title) in enumerate(self._titles.items(), start=1):
@@ -61,8 +67,27 @@ class ScreenBar(Horizontal):
         message.stop()
         self.call_later(self.app.run_action, f"app.show_screen('{message.name}')")
 
+    def on_resize(self, event: events.Resize) -> None:
+        self.set_class(event.size.width < _ROOMY, "tight")
+        self._draw_run()
+
     def show_run(self, state: RunState, live: bool) -> None:
-        self.query_one("#run", Static).update(Content(run_line(state, live)))
+        self._run = state, live
+        self._draw_run()
+
+    def _draw_run(self) -> None:
+        if self._run:
+            state, live = self._run
+            text = run_sign(state, live) if self.has_class("tight") else run_line(state, live)
+            self.query_one("#run", Static).update(Content(text))
+
+
+def run_sign(state: RunState, live: bool) -> str:
+    """The same in a few cells: `▶ 34 %`."""
+    stage = state.running
+    if stage and live and not state.paused and stage.progress and stage.progress.total:
+        return f"▶ {100 * stage.progress.done / stage.progress.total:.0f} %"
+    return run_line(state, live)[:1]
 
 
 def run_line(state: RunState, live: bool) -> str:
