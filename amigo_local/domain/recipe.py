@@ -69,6 +69,7 @@ class DifficultySettings(Strict, frozen=True, kw_only=True):
 
 class DataSettings(Strict, frozen=True, kw_only=True):
     sources: tuple[DataSource, ...] = ()
+    """Where training data comes from; each entry is told by its first key: `[{stdlib: all}, {jsonl: mine.jsonl}]`."""
     held_out_fraction: Fraction = 0.15
     """Share of *modules* (or of rows, where there are none) kept away from training, for evaluation."""
     max_length_tokens: Positive = 1024
@@ -93,9 +94,13 @@ class DataSettings(Strict, frozen=True, kw_only=True):
 
 class LoraSettings(Strict, frozen=True, kw_only=True):
     rank: Positive = 32
+    """Width of the adapter on every linear; each doubling costs memory for it and its optimizer."""
     alpha: Positive = 64
+    """The adapter counts alpha / rank times; twice the rank is usual."""
     dropout: Fraction = 0.0
+    """Share of the adapter's input that is left out at random in training."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linears that get an adapter, by their names in the model (q_proj, …)."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank, so that high ranks still learn."""
     use_dora: bool = False
@@ -108,6 +113,7 @@ class DpoSettings(Strict, frozen=True, kw_only=True):
     beta: Annotated[float, Meta(gt=0)] = 0.1
     """How strongly the policy is held to the reference; higher stays closer."""
     loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    """sigmoid is DPO's own; ipo doesn't overfit pairs that are always right; hinge stops at a margin."""
     label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
     """The share of pairs that are expected to be labelled the wrong way round."""
 
@@ -118,6 +124,7 @@ class MemorySettings(Strict, frozen=True, kw_only=True):
     resident_layers: Annotated[int, Meta(ge=0)] | None = None
     """Decoder layers that stay on the GPU; the others stream through `slots`."""
     slots: Annotated[int, Meta(ge=1, le=8)] | None = None
+    """Buffers on the GPU that streamed layers take turns in."""
     offload_checkpoints: bool | None = None
     """Keep the hidden states that recomputing starts from in host memory."""
     staging: Literal["ring", "pinned"] | None = None
@@ -134,7 +141,9 @@ class TrainSettings(Strict, frozen=True, kw_only=True):
     adapter: str | None = None
     """Adapter to start from: a directory, or run:ID; None: fresh LoRA weights."""
     learning_rate: Annotated[float, Meta(gt=0)] = 2e-4
+    """Of the first step after warming up; smaller for larger models, and a tenth and less of it for dpo."""
     epochs: Annotated[float, Meta(gt=0)] = 1.0
+    """How often every sample is seen."""
     max_steps: Positive | None = None
     """Stop after so many optimizer steps even if epochs remain."""
     effective_batch: Positive = 8
@@ -144,21 +153,29 @@ class TrainSettings(Strict, frozen=True, kw_only=True):
     packing: bool = True
     """Lay a step's short samples end to end, each seeing only itself, instead of padding them."""
     warmup_fraction: Fraction = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warming up."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    """Pull of the adapter's weights towards 0, as AdamW does it."""
     max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
+    """Longer gradients are cut to this length."""
     optimizer: Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "auto"
     """auto: paged_adamw_8bit on a GPU, adamw_torch on a processor."""
     neftune_noise_alpha: Annotated[float, Meta(gt=0)] | None = None
     """Noise on the input embeddings (NEFTune); None: off."""
     quantization: Literal["nf4", "none"] = "nf4"
+    """What the frozen base is held in while training: 4-bit NF4, or the checkpoint's own type."""
     checkpoint_every_steps: Positive = 50
+    """A cut run loses at most so many optimizer steps."""
     keep_checkpoints: Positive = 2
+    """The newest so many stay on disk."""
     evaluate_every_steps: Positive | None = None
     """Measure the loss on held-out samples so often; None: never."""
     keep_best: bool = False
     """Write the adapter with the lowest held-out loss instead of the last one; needs evaluate_every_steps."""
     log_every_steps: Positive = 1
+    """Steps between two points of the loss curve."""
     report_to: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
     """Trackers that are told the metrics besides our own journal; none unless asked for."""
     seed: int = 0
@@ -188,18 +205,23 @@ Suite = Literal["directness", "humaneval", "context", "debugging", "reasoning"]
 
 class EvaluateSettings(Strict, frozen=True, kw_only=True):
     suites: tuple[Suite, ...] = ("directness", "humaneval")
+    """What is measured, before and after."""
     directness_prompts: Positive = 24
+    """Requests that measure whether code comes at once."""
     skill_prompts: Positive = 24
     """Held-out requests of each of the suites context, debugging and reasoning."""
     humaneval_problems: Positive | None = None
     """The first n problems, evenly spread; None: all 164."""
     max_answer_tokens: Positive = 512
+    """Longer answers are cut, and count as they are."""
     seed: int = 0
 
 
 class Recipe(Strict, frozen=True, kw_only=True):
     name: str
+    """What it is called in tables and reports; left out: as its file."""
     summary: str = ""
+    """What it is for, in a sentence."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()

@@ -40,7 +40,8 @@ class AmigoApp(App[None]):
     DEFAULT_MODE = "loop"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(str(place), f"app.show_screen('{name}')", title, show=False)
+            # A digit, or its function key where one is writing.
+            Binding(f"{place},f{place}", f"app.show_screen('{name}')", title, show=False)
             for place, (name, title) in enumerate(SCREENS.items(), start=1)
         ),
         Binding("ctrl+t", "toggle_light", "Light/dark", show=False),
@@ -59,8 +60,7 @@ class AmigoApp(App[None]):
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = session.saved.theme if session.saved.theme in self.available_themes else DARK
-        # As a message: an error in drawing is the app's, and ends no following.
-        session.on_update = lambda state, records: self.call_later(self._run_updated, state, records)
+        session.on_update = self._hear_update
 
     def on_mount(self) -> None:
         if self._first_screen in SCREENS and self._first_screen != self.DEFAULT_MODE:
@@ -79,6 +79,10 @@ class AmigoApp(App[None]):
 
     # -- The followed run and the machine, for whichever screen shows
 
+    def _hear_update(self, state: RunState, records: list[Record]) -> None:
+        """As a message: an error in drawing is the app's, and ends no following."""
+        self.call_later(self._run_updated, state, records)
+
     def _run_updated(self, state: RunState, records: list[Record]) -> None:
         for screen in self._amigo_screens():
             screen.run_updated(state, records)
@@ -88,7 +92,7 @@ class AmigoApp(App[None]):
 
     def _amigo_screens(self) -> Iterable[AmigoScreen]:
         """That of the current mode, also while a dialog lies over it."""
-        return [screen for screen in self.screen_stack if isinstance(screen, AmigoScreen)]
+        return [screen for screen in self.screen_stack if isinstance(screen, AmigoScreen) and screen.is_mounted]
 
     def _measure(self) -> None:
         self.run_worker(self._ask_status(), group="status", exclusive=True, exit_on_error=False)

@@ -16,6 +16,7 @@ from amigo_local.domain.events import MachineMeasured, PlanMade, Record, StageFa
 from amigo_local.domain.pipeline import PipelineStage, pipeline, pipeline_of_run
 from amigo_local.domain.plan import Plan
 from amigo_local.domain.run_state import RunState
+from amigo_local.tui.saved_state import RecipeChoice
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.widgets.machine_panel import MachinePanel
 from amigo_local.tui.widgets.pipeline_view import PipelineView
@@ -62,6 +63,7 @@ class LoopScreen(AmigoScreen):
         self._planned_at = 0.0
         self._planned_choice: object = None
         self._shown_run: RunState | None = None
+        self._bound = (False, False)
 
     def body(self) -> ComposeResult:
         yield Static(id="chosen")
@@ -82,7 +84,7 @@ class LoopScreen(AmigoScreen):
         if self.session.run:
             self._show_log(self.session.run, list(self.session.run.log))
         self._draw()
-        if self.session.saved.choice.recipe and self._planned_choice != self._choice_mark():
+        if self._planned_choice != self._choice_mark():
             self._replan()
 
     def machine_measured(self, measured: MachineMeasured) -> None:
@@ -120,6 +122,10 @@ class LoopScreen(AmigoScreen):
 
     def _draw(self) -> None:
         rows = self.rows
+        state = (self.session.live, bool(self.session.run and self.session.run.paused))
+        if state != self._bound:
+            self._bound = state
+            self.refresh_bindings()
         self.query_one(PipelineView).show(rows)
         self.query_one("#welcome").display = not rows and not self.session.saved.choice.recipe
 
@@ -135,7 +141,18 @@ class LoopScreen(AmigoScreen):
         run = self.session.run
         return bool(run and (run.verb in ("run", "demo", "train", "prepare") or not self.session.saved.choice.recipe))
 
+    @property
+    def _is_demo(self) -> bool:
+        """It brings its model with it, so that there is nothing to plan with before it runs."""
+        choice = self.session.saved.choice
+        return choice.recipe == ["demo"] and not choice.model
+
     def _replan(self) -> None:
+        if self._is_demo or not self.session.saved.choice.recipe:
+            self._plan, self._planned_choice = None, self._choice_mark()
+            self._say_problem(None)
+            self._draw()
+            return
         self.run_worker(self._ask_plan(), group="plan", exclusive=True)
 
     async def _ask_plan(self) -> None:
@@ -159,6 +176,14 @@ class LoopScreen(AmigoScreen):
 
     # -- Keys
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what can be done now stands in the footer."""
+        if action in ("pause", "stop", "cancel"):
+            return self.session.live
+        if action in ("next", "all", "demo"):
+            return not self.session.live
+        return True
+
     def action_next(self) -> None:
         self._start(next_only=True)
 
@@ -166,12 +191,15 @@ class LoopScreen(AmigoScreen):
         self._start(next_only=False)
 
     def action_demo(self) -> None:
-        self.session.saved.choice.recipe = ["demo"]
+        self.session.saved.choice = RecipeChoice(recipe=["demo"])
         self.run_worker(self._begin("demo", {}), group="start", exclusive=True)
 
     def _start(self, next_only: bool) -> None:
         if not self.session.saved.choice.recipe:
             self.amigo.action_show_screen("recipe")
+            return
+        if self._is_demo:
+            self.action_demo()
             return
         self.run_worker(
             self._begin("run", self.session.loop_params() | {"next": next_only}), group="start", exclusive=True
