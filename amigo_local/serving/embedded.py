@@ -68,12 +68,13 @@ class EmbeddedBackend:
         loadable: Callable[[Path], AbstractContextManager[Path]] = nullcontext,
         threads: int | None = None,
         gpu_layers: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`loadable`: what stands for a file that llama.cpp refuses as it is, for as long as it is loaded.
+        """`clock`: seconds; one that stands still while the work is paused keeps speeds true. `loadable`: what stands for a file that llama.cpp refuses as it is, for as long as it is loaded.
         `threads`: None takes the physical cores but one: they wait by spinning, and on a core that is
         busy with something else, every token waits for it. `gpu_layers`: None puts on a graphics card what fits."""
         self.name = f"embedded llama.cpp (llama-cpp-python {llama_cpp.__version__})"
-        self._find, self._adapters, self._loadable = find, adapters, loadable
+        self._find, self._adapters, self._loadable, self._clock = find, adapters, loadable, clock
         self._files = ExitStack()
         self._threads = threads or max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 1) - 1)
         self._gpu_layers = gpu_layers
@@ -99,7 +100,7 @@ class EmbeddedBackend:
         wanted = self._resolve(model)
         session = self._open(wanted, options.context_length)
         load_seconds, self._load_seconds = self._load_seconds, 0.0
-        asked = time.perf_counter()
+        asked = self._clock()
         first: float | None = None
         prompt, stops = self._prompt(session, wanted.definition, messages)
         if len(prompt) >= session.context_length:
@@ -107,14 +108,14 @@ class EmbeddedBackend:
                 f"the prompt has {len(prompt)} tokens; {model} is loaded with a context of {session.context_length}",
                 "shorten the prompt, or raise context_length up to what the model was trained with",
             )
-        begun = time.perf_counter()
+        begun = self._clock()
         session.evaluate(prompt)
-        evaluated = time.perf_counter()
+        evaluated = self._clock()
         answer, count, reason = AnswerText(stops), 0, "stop"
         for token in session.sample(prompt, options):
             count += 1
             if shown := answer.feed(session.piece(token)):
-                first = first or time.perf_counter()
+                first = first or self._clock()
                 on_text(shown)
             if answer.stopped:
                 break
@@ -122,7 +123,7 @@ class EmbeddedBackend:
                 reason = "length"
                 break
         if shown := answer.finish():
-            first = first or time.perf_counter()
+            first = first or self._clock()
             on_text(shown)
         return Answer(
             text=answer.text,
@@ -130,7 +131,7 @@ class EmbeddedBackend:
             answer_tokens=count,
             load_seconds=load_seconds,
             prompt_seconds=evaluated - begun,
-            answer_seconds=time.perf_counter() - evaluated,
+            answer_seconds=self._clock() - evaluated,
             stop_reason=reason,
             tokens_before_code=answer.tokens_before_code,
             first_token_seconds=None if first is None else first - asked,
@@ -167,13 +168,13 @@ class EmbeddedBackend:
 
     def _open(self, wanted: _Loadable, context_length: int) -> LlamaSession:
         key = wanted.gguf, wanted.adapter, context_length
-        started = time.perf_counter()
+        started = self._clock()
         if self._session is None or self._loaded != key:
             self.close()
             file = self._files.enter_context(self._loadable(wanted.gguf))
             self._session = LlamaSession(file, context_length, self._threads, self._gpu_layers, adapter=wanted.adapter)
             self._loaded = key
-        self._load_seconds += time.perf_counter() - started
+        self._load_seconds += self._clock() - started
         return self._session
 
     def _prompt(

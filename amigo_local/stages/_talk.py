@@ -88,6 +88,7 @@ def open_embedded(
         adapters=adapters,
         loadable=lambda gguf: _loadable(gguf, scratch),
         threads=threads,
+        clock=context.clock,
     )
 
 

@@ -95,7 +95,8 @@ class AmigoApp(App[None]):
         return [screen for screen in self.screen_stack if isinstance(screen, AmigoScreen) and screen.is_mounted]
 
     def _measure(self) -> None:
-        self.run_worker(self._ask_status(), group="status", exclusive=True, exit_on_error=False)
+        if any(screen.SHOWS_MACHINE for screen in self._amigo_screens()):
+            self.run_worker(self._ask_status(), group="status", exclusive=True, exit_on_error=False)
 
     async def _ask_status(self) -> None:
         reply = await self.session.ask("status")

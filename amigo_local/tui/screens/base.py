@@ -35,6 +35,8 @@ class AmigoScreen(Screen[None]):
     """A screen gives its `NAME` and `body`. Hooks do nothing here."""
 
     NAME = ""
+    SHOWS_MACHINE = False
+    """Whether it wants to hear of the machine: asking wakes a graphics card that sleeps."""
     SCREEN_NAMES = SCREENS
 
     @property

@@ -35,6 +35,7 @@ Then [$accent]enter[/] here runs one stage after the other."""
 
 class LoopScreen(AmigoScreen):
     NAME = "loop"
+    SHOWS_MACHINE = True
     DEFAULT_CSS = """
     LoopScreen {
         #chosen { height: auto; padding: 0 1; color: $text-muted; }
