@@ -29,10 +29,10 @@ def bounds(values: Iterable[Sequence[float]], noisy: Iterable[Sequence[float]] =
     nothing is finite."""
     ends: list[float] = []
     for series in values:
-        finite = [value for value in series if math.isfinite(value)]
+        finite = list(filter(math.isfinite, series))
         ends += [min(finite), max(finite)] if finite else []
     for series in noisy:
-        finite = sorted(value for value in series if math.isfinite(value))
+        finite = sorted(filter(math.isfinite, series))
         if finite:
             outside = int(_OUTLIERS * len(finite))
             ends += [finite[outside], finite[-1 - outside]]

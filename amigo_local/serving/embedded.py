@@ -70,9 +70,10 @@ class EmbeddedBackend:
         gpu_layers: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`clock`: seconds; one that stands still while the work is paused keeps speeds true. `loadable`: what stands for a file that llama.cpp refuses as it is, for as long as it is loaded.
+        """`loadable`: what stands for a file that llama.cpp refuses as it is, for as long as it is loaded.
         `threads`: None takes the physical cores but one: they wait by spinning, and on a core that is
-        busy with something else, every token waits for it. `gpu_layers`: None puts on a graphics card what fits."""
+        busy with something else, every token waits for it. `gpu_layers`: None puts on a graphics card what fits.
+        `clock`: seconds; one that stands still while the work is paused keeps speeds true."""
         self.name = f"embedded llama.cpp (llama-cpp-python {llama_cpp.__version__})"
         self._find, self._adapters, self._loadable, self._clock = find, adapters, loadable, clock
         self._files = ExitStack()

@@ -41,6 +41,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert found & HEAVY == set()
 
 
+@pytest.mark.parametrize("arguments", [["tui", "--help"], ["runs", "--help"], []])
+def test_only_opening_the_app_imports_textual(arguments: list[str]) -> None:
+    found = modules_after(
+        "from click.testing import CliRunner\n"
+        "from amigo_local.cli.main import cli\n"
+        f"CliRunner().invoke(cli, {arguments})\n"
+    )
+    assert not found & {"textual", "textual_serve", "aiohttp", "rich"}
+
+
 @pytest.mark.parametrize("room", ["serving", "weights", "data", "training", "evaluation", "remote", "engine"])
 def test_importing_a_room_costs_nothing(room: str) -> None:
     assert modules_after(f"import amigo_local.{room}") & HEAVY == set()

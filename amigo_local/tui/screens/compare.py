@@ -1,12 +1,454 @@
-"""CompareScreen."""
+"""CompareScreen: two models side by side, one prompt, both answers as they stream, and a vote."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import ClassVar
+
+from textual import work
+from textual.app import ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static, TextArea
+
+from amigo_local.data.votes import Choice, Vote, append_vote
+from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
+from amigo_local.domain.events import GenerationFinished, Note, StageFailed, TokenGenerated
+from amigo_local.tui.asking import Asked
+from amigo_local.tui.comparison import Comparison
+from amigo_local.tui.saved_state import PROMPTS_KEPT, CompareState
+from amigo_local.tui.screens.ask_text import AskText
 from amigo_local.tui.screens.base import AmigoScreen
+from amigo_local.tui.widgets.answer_view import AnswerView
+from amigo_local.tui.widgets.failure_bar import FailureBar
+from amigo_local.tui.widgets.ink import MUTED
+from amigo_local.tui.widgets.model_rows import model_rows, overview, short_name
+from amigo_local.tui.widgets.pick_model import PickModel
+from amigo_local.tui.widgets.prompt_box import PromptBox
+
+_VERDICTS: dict[Choice, str] = {
+    "first": "left is better",
+    "second": "right is better",
+    "tie": "a tie",
+    "both_bad": "both are bad",
+}
+_CHARACTERS_KEPT = 1_000_000
+"""Of the prompts that come back after a restart."""
 
 
 class CompareScreen(AmigoScreen):
     NAME = "compare"
+    DEFAULT_CSS = """
+    CompareScreen {
+        #about { height: 1; padding: 0 1; }
+        #note { width: 1fr; height: 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
+        #standing { width: auto; max-width: 60%; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+        #panes { height: 1fr; }
+        AnswerView { width: 1fr; height: 1fr; }
+        &.-narrow #panes { layout: vertical; }
+        &.-low PromptBox { max-height: 3; }
+    }
+    """
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]
+    AUTO_FOCUS = "PromptBox"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("l", "vote('first')", "Left"),
+        Binding("r", "vote('second')", "Right"),
+        Binding("t", "vote('tie')", "Tie"),
+        Binding("d", "vote('both_bad')", "Both bad"),
+        Binding("u", "take_back", "Take back"),
+        Binding("escape", "cancel", "Stop answering"),
+        Binding("escape", "to_answers", "Answers"),
+        Binding("escape,enter", "to_prompt", "Prompt"),
+        Binding("m", "pick(0)", "Model"),
+        Binding("M", "pick(1)", "2nd model", key_display="M"),
+        Binding("c", "copy_code", "Copy code"),
+        Binding("n", "step(1)", "Next prompt"),
+        Binding("p", "step(-1)", "Prompt before", show=False),
+        Binding("b", "blind", "Blind"),
+        Binding("w", "anew", "New talk"),
+        Binding("s", "swap", "Swap", show=False),
+        Binding("C", "copy_text", "Copy all", show=False),
+        Binding("o", "open_set", "Prompt set", show=False),
+    ]
+
+    def __init__(self, chance: Random | None = None) -> None:
+        super().__init__()
+        self.comparison = Comparison(chance or Random())
+        self._asked: Asked | None = None
+        self._note = ""
+        self._set: tuple[str, ...] = ()
+        self._set_path = ""
+        """Of the prompts in `_set`."""
+        self._from_set = ""
+        """The prompt of the set that was put into the box."""
+
+    def body(self) -> ComposeResult:
+        with Horizontal(id="about"):
+            yield Static(id="note", markup=False)
+            yield Static(id="standing", markup=False)
+        with Horizontal(id="panes"):
+            yield AnswerView(id="left")
+            yield AnswerView(id="right")
+        yield PromptBox(self.state.draft, self.state.prompts)
+
+    # -- What is shown
+
+    @property
+    def state(self) -> CompareState:
+        return self.session.saved.compare
+
+    @property
+    def views(self) -> list[AnswerView]:
+        return list(self.query(AnswerView))
+
+    @property
+    def box(self) -> PromptBox:
+        return self.query_one(PromptBox)
+
+    @property
+    def models(self) -> list[str]:
+        return [ref for ref in (self.state.left, self.state.right) if ref]
+
+    def shown(self) -> None:
+        if self.state.prompt_set != self._set_path:
+            self._load_set(self.state.prompt_set)
+        self._show_all()
+
+    def _show_all(self) -> None:
+        comparison = self.comparison
+        for place, view in enumerate(self.views):
+            chosen = (self.state.left, self.state.right)[place]
+            if place < len(comparison.sides):
+                ref = comparison.sides[place].model
+                view.show_model("AB"[place] if comparison.hidden else self._short(ref), comparison.hidden)
+            else:
+                view.show_model(self._short(chosen) if chosen else "no model")
+                key = "mM"[place]
+                view.say("" if chosen else f"escape, then {key} chooses a model", "" if chosen else "waiting")
+        self._show_standing()
+        self.refresh_bindings()
+
+    def _short(self, ref: str) -> str:
+        return short_name(ref, self.session.workspace.artifacts_dir)
+
+    def _show_standing(self) -> None:
+        comparison, state = self.comparison, self.state
+        parts = []
+        if comparison.can_vote:
+            parts.append("which is better?  l  r  t  d" if not self.box.has_focus else "which is better?  escape votes")
+        elif comparison.vote:
+            parts.append(f"voted: {self._verdict(comparison.vote)}")
+        if comparison.turns:
+            parts.append(f"turn {comparison.turns + 1}")
+        if self._set:
+            parts.append(f"prompt {state.prompt_place + 1} of {len(self._set)}")
+        if state.blind:
+            parts.append("blind")
+        self.query_one("#standing", Static).update(Content("  ·  ".join(parts)))
+        self.query_one("#note", Static).update(Content.styled(self._note, MUTED))
+
+    def _verdict(self, vote: Vote) -> str:
+        words = {"tie": _VERDICTS["tie"], "both_bad": _VERDICTS["both_bad"]}
+        return words.get(vote.verdict, f"{self._short(vote.chosen_model)} is better")
+
+    def _redraw(self) -> None:
+        for view, side in zip(self.views, self.comparison.sides, strict=False):
+            view.clear()
+            view.append(side.text)
+            view.finish(side.finished)
+        self._show_all()
+
+    # -- Asking
+
+    def on_prompt_box_submitted(self, event: PromptBox.Submitted) -> None:
+        if self.comparison.running:
+            self.notify("the models are still answering; escape stops them", severity="warning")
+        elif not self.models:
+            self.notify("choose a model first: escape, then m", severity="warning")
+        else:
+            self.box.sent(event.text)
+            self.state.prompts = self.box.prompts = _kept(self.box.prompts)
+            self.query_one(FailureBar).hide()
+            if event.text == self._from_set:
+                self.comparison.start_anew()  # each prompt of a set is asked on its own
+            self._answer(event.text)
+
+    @work(group="answers")
+    async def _answer(self, prompt: str) -> None:
+        comparison = self.comparison
+        params = comparison.begin(prompt, self.models, self.state.blind)
+        for view in self.views:
+            view.clear()
+        for view, _ in zip(self.views, comparison.sides, strict=False):
+            view.say("waiting for the first word", "waiting")
+        self._note = ""
+        self._show_all()
+        failures = [await self._stream(params)]
+        if failures[0] and failures[0].exit_code != EXIT_CANCELLED and (rest := comparison.ask_the_rest()):
+            self._mark_unfinished("failed")
+            failures.append(await self._stream(rest))
+        whole = comparison.end()
+        failed = next((failure for failure in failures if failure), None)
+        if not whole:
+            comparison.reveal()
+            cancelled = failed is not None and failed.exit_code == EXIT_CANCELLED
+            self._mark_unfinished("cancelled" if cancelled else "failed")
+            if not self.box.text:
+                self.box.full_text = prompt
+            if failed and not cancelled:
+                self.amigo.show_failure(failed)
+        self._show_all()
+        if whole and not self.box.text and self.box.has_focus:
+            self.action_to_answers()
+
+    async def _stream(self, params: dict[str, object]) -> StageFailed | None:
+        """Why it didn't come to its end."""
+        self._asked = asked = self.session.stream("chat", params)
+        async for batch in asked:
+            for record in batch:
+                self._take(record.event)
+        self._asked = None
+        reply = asked.reply
+        if reply.exit_code == EXIT_CANCELLED:
+            return StageFailed("cancelled", "", EXIT_CANCELLED)
+        return reply.error if reply.exit_code else None
+
+    def _take(self, event: object) -> None:
+        match event:
+            case TokenGenerated() | GenerationFinished():
+                place = self.comparison.take(event)
+                if place is None:
+                    return
+                view = self.views[place]
+                view.say("")
+                if isinstance(event, TokenGenerated):
+                    view.append(event.text)
+                else:
+                    view.finish(event)
+            case Note():
+                self._note = f"{event.level}: {event.text}" if event.level in ("warning", "problem") else event.text
+                self._show_standing()
+
+    def _mark_unfinished(self, how: str) -> None:
+        for view, side in zip(self.views, self.comparison.sides, strict=False):
+            if not side.finished and (side.said or how == "cancelled" or not self.comparison.running):
+                view.finish()
+                if how == "cancelled":
+                    view.say("stopped", "cancelled")
+                else:
+                    view.say("not finished" if side.said else "no answer", "failed")
+
+    def action_cancel(self) -> None:
+        if self._asked:
+            self.run_worker(self._asked.cancel(), group="cancel")
+
+    # -- Votes
+
+    @work(group="vote")
+    async def action_vote(self, choice: Choice) -> None:
+        comparison, was_hidden = self.comparison, self.comparison.hidden
+        try:
+            vote = comparison.choose(choice, self.session.clock())
+            comparison.vote = vote  # no second one meanwhile
+            await asyncio.to_thread(append_vote, self.session.home, vote)
+        except AmigoError as error:
+            comparison.vote = None
+            self.amigo.show_failure(error)
+            return
+        comparison.reveal()
+        if was_hidden:
+            self._note = "the names are to be seen now"
+        self._show_all()
+
+    @work(group="vote")
+    async def action_take_back(self) -> None:
+        if not (vote := self.comparison.take_back(self.session.clock())):
+            return
+        try:
+            await asyncio.to_thread(append_vote, self.session.home, vote)
+        except AmigoError as error:
+            self.amigo.show_failure(error)
+            return
+        self.comparison.vote = None
+        self._show_all()
+
+    # -- Models and prompts
+
+    @work(group="dialog", exclusive=True)
+    async def action_pick(self, place: int) -> None:
+        reply = await self.session.ask("models")
+        if reply.error:
+            self.amigo.show_failure(reply.error)
+            return
+        rows = [row for table in reply.tables for row in model_rows(table) if row.can("compare")]
+        if not rows:
+            self.notify("there is no model yet: pull one on the Models screen (2)", severity="warning")
+            return
+        serves_library = bool(reply.notes) or not self.session.settings.ollama.use
+        before = (self.state.left, self.state.right)[place]
+        question = PickModel(
+            ("The model on the left", "The model on the right")[place],
+            overview(rows, roomy=False),
+            lambda ref: self._short(str(ref)),
+            before,
+        )
+        chosen = await self.app.push_screen_wait(question)
+        row = next((row for row in rows if row.ref == chosen), None)
+        if row:
+            ref = row.weights_ref(serves_library)
+            self.state.left, self.state.right = (ref, self.state.right) if place == 0 else (self.state.left, ref)
+            self._clear()
+
+    def action_swap(self) -> None:
+        self.state.left, self.state.right = self.state.right, self.state.left
+        self.comparison.swap()
+        self._redraw()
+
+    def action_blind(self) -> None:
+        self.state.blind = not self.state.blind
+        self._note = "blind from the next prompt on: sides are shuffled, names come after the vote"
+        self._note = self._note if self.state.blind else ""
+        self._show_standing()
+
+    def action_anew(self) -> None:
+        self._clear()
+        self._note = "a new conversation"
+        self._show_standing()
+
+    def _clear(self) -> None:
+        """Answers and conversation; not what is in the box."""
+        self.comparison.start_anew()
+        self.comparison.sides, self.comparison.vote = [], None
+        for view in self.views:
+            view.clear()
+        self._show_all()
+
+    def action_step(self, by: int) -> None:
+        """Puts the next prompt of the set into the box, or the one before."""
+        if not self._set:
+            self.action_open_set()
+            return
+        if self._from_set:
+            self.state.prompt_place += by
+        self._put_prompt()
+
+    def _put_prompt(self) -> None:
+        self.state.prompt_place = max(0, min(self.state.prompt_place, len(self._set) - 1))
+        self._from_set = self._set[self.state.prompt_place]
+        self.box.full_text = self._from_set
+        self.action_to_prompt()
+        self._show_standing()
+
+    @work(group="dialog", exclusive=True)
+    async def action_open_set(self) -> None:
+        help = "a .jsonl with a `prompt` column, or a .txt or .md with one prompt a line or --- between them"
+        path = await self.app.push_screen_wait(AskText("Ask the prompts of which file?", help, self.state.prompt_set))
+        if path and await self._read_set(path):
+            self.state.prompt_place = 0
+            self._put_prompt()
+
+    @work(group="set", exclusive=True)
+    async def _load_set(self, path: str) -> None:
+        if path:
+            await self._read_set(path)
+
+    async def _read_set(self, path: str) -> bool:
+        from amigo_local.evaluation.prompt_sets import read_prompts
+
+        self._set_path = path
+        try:
+            self._set = await asyncio.to_thread(read_prompts, Path(path))
+        except AmigoError as error:
+            self.amigo.show_failure(error)
+            return False
+        self.state.prompt_set = path
+        self.state.prompt_place = min(self.state.prompt_place, len(self._set) - 1)
+        self._show_standing()
+        return True
+
+    # -- Copying, and where the keys go
+
+    def action_copy_code(self) -> None:
+        code = "\n\n".join(self._pointed.code())
+        self._copy(code, "the code")
+
+    def action_copy_text(self) -> None:
+        self._copy(self._pointed.text, "the answer")
+
+    def _copy(self, text: str, what: str) -> None:
+        if not text:
+            self.notify(f"there is nothing of {what} to copy on this side", severity="warning")
+            return
+        self.app.copy_to_clipboard(text)
+        side = "left" if self._pointed is self.views[0] else "right"
+        self.notify(f"copied {what} on the {side}: {len(text.splitlines()):,} lines")
+
+    @property
+    def _pointed(self) -> AnswerView:
+        """The pane that has the focus, or had it last."""
+        return next((view for view in self.views if view.has_focus_within), self.views[0])
+
+    def action_to_prompt(self) -> None:
+        self.box.focus()
+
+    def action_to_answers(self) -> None:
+        self._pointed.focus_text()
+
+    def on_descendant_focus(self) -> None:
+        self._show_standing()
+        self.refresh_bindings()
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        self.state.draft = self.box.full_text
+
+    def on_prompt_box_held(self, event: PromptBox.Held) -> None:
+        self.notify(f"long: it stands in the prompt as {event.word} and is sent in full", markup=False)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        running, in_box = self.comparison.running, self.box.has_focus
+        match action:
+            case "vote":
+                return self.comparison.can_vote
+            case "take_back":
+                return self.comparison.vote is not None
+            case "cancel":
+                return running
+            case "to_answers":
+                return in_box and not running
+            case "to_prompt":
+                return not in_box
+            case "pick" | "swap" | "anew":
+                return not running
+            case "step":
+                return bool(self._set) or parameters == (1,)
+        return super().check_action(action, parameters)
+
+    def commands(self) -> Iterable[SystemCommand]:
+        yield SystemCommand("Choose the left model", "Which one answers on the left", lambda: self.action_pick(0))
+        yield SystemCommand("Choose the right model", "Which one answers on the right", lambda: self.action_pick(1))
+        yield SystemCommand("Swap sides", "Exchange the two models", self.action_swap)
+        yield SystemCommand("Blind comparison", "Hide who is who until the vote", self.action_blind)
+        yield SystemCommand("Open a prompt set", "Ask the prompts of a file one by one", self.action_open_set)
+        yield SystemCommand("New conversation", "Forget the turns before", self.action_anew)
+        yield SystemCommand("Copy the answer", "All of the text of the pane in use", self.action_copy_text)
+
+
+def _kept(prompts: list[str]) -> list[str]:
+    """The newest of them."""
+    kept: list[str] = []
+    room = _CHARACTERS_KEPT
+    for prompt in reversed(prompts[-PROMPTS_KEPT:]):
+        room -= len(prompt)
+        if room < 0:
+            break
+        kept.append(prompt)
+    return kept[::-1]
 
 
 SCREEN = CompareScreen

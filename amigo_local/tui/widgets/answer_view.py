@@ -69,6 +69,7 @@ class AnswerView(Vertical):
         .state.failed { color: $text-error; }
         .shown { display: block; }
         AnswerScroll { height: 1fr; scrollbar-size-vertical: 1; }
+        .parts { height: auto; min-height: 100%; }  /* less than a pane full, anchoring would scroll to above the top */
     }
     """
 
@@ -87,7 +88,7 @@ class AnswerView(Vertical):
     def compose(self) -> ComposeResult:
         yield AnswerFigures()
         yield Static(classes="state")
-        with AnswerScroll():
+        with AnswerScroll(), Vertical(classes="parts"):
             yield Static(classes="undrawn")
 
     def on_mount(self) -> None:
@@ -113,6 +114,9 @@ class AnswerView(Vertical):
     async def drawn(self) -> None:
         """Returns when everything that came so far is on its way to the screen."""
         await self._drawn.wait()
+
+    def focus_text(self) -> None:
+        self._scroll.focus()
 
     # -- What it is told
 
@@ -195,7 +199,7 @@ class AnswerView(Vertical):
                 fresh.append(part.widget)
             part.widget.set_for(width)
             await asyncio.sleep(0)  # keys in between
-        await self._scroll.mount(*fresh)
+        await self.query_one(".parts").mount(*fresh)
         for part in parts:
             if part.dropped and part.widget:  # while it was being mounted
                 part.widget.remove()

@@ -27,6 +27,16 @@ class Braille:
             self._dots[cell] |= _DOTS[x & 1][y & 3]
             self._inks[cell] = ink
 
+    def dots(self, xs: Sequence[float], ys: Sequence[float], ink: int) -> None:
+        """Single dots; those above and below are drawn at the edge."""
+        cells, inks, width, lowest = self._dots, self._inks, self.width, self.down - 1
+        for x, y in zip(xs, ys, strict=True):
+            if y == y:  # a NaN isn't
+                across, down = int(x + 0.5), int(min(lowest, max(0.0, y)) + 0.5)
+                cell = (down >> 2) * width + (across >> 1)
+                cells[cell] |= _DOTS[across & 1][down & 3]
+                inks[cell] = ink
+
     def mark(self, x: int, y: int, glyph: str, ink: int) -> None:
         """A character in the place of the cell that holds the dot."""
         if 0 <= x < self.across and 0 <= y < self.down:
@@ -49,29 +59,14 @@ class Braille:
         """A line through points in dots, x ascending; what isn't finite leaves a gap. Of many points that share a
         column, the first, the lowest, the highest and the last are drawn."""
         before: tuple[int, int] | None = None
-        column, first, low, high, last = -1, 0, 0, 0, 0
-
-        def draw(before: tuple[int, int] | None) -> tuple[int, int]:
+        for column, first, low, high, last in _columns(xs, ys):
+            if column < 0:
+                before = None
+                continue
             if before is not None:
                 self.line(*before, column, first, ink)
             self.line(column, low, column, high, ink)
-            return column, last
-
-        for x, y in zip(xs, ys, strict=True):
-            if not (math.isfinite(x) and math.isfinite(y)):
-                if column >= 0:
-                    draw(before)
-                before, column = None, -1
-                continue
-            place, value = round(x), round(y)
-            if place == column:
-                low, high, last = min(low, value), max(high, value), value
-                continue
-            if column >= 0:
-                before = draw(before)
-            column, first, low, high, last = place, value, value, value, value
-        if column >= 0:
-            draw(before)
+            before = column, last
 
     def runs(self, row: int) -> Iterator[tuple[str, int]]:
         """One line of cells, as pieces of text of one ink each; ink 0 is blank."""
@@ -86,3 +81,29 @@ class Braille:
             text, ink = text + glyph, here
         if text:
             yield text, ink
+
+
+def _columns(xs: Sequence[float], ys: Sequence[float]) -> Iterator[tuple[int, int, int, int, int]]:
+    """For each column of dots with points in it: the column, then the first, least, greatest and last of its values.
+    Column -1: a gap."""
+    column, first, low, high, last = -1, 0, 0, 0, 0
+    finite = math.isfinite
+    for x, y in zip(xs, ys, strict=True):
+        if not finite(y):
+            if column >= 0:
+                yield column, first, low, high, last
+                yield -1, 0, 0, 0, 0
+                column = -1
+            continue
+        place, value = int(x + 0.5), round(y)
+        if place != column:
+            if column >= 0:
+                yield column, first, low, high, last
+            column, first, low, high = place, value, value, value
+        elif value < low:
+            low = value
+        elif value > high:
+            high = value
+        last = value
+    if column >= 0:
+        yield column, first, low, high, last

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 SERIES_COLORS = 6
+MUTED = "$foreground 60%"
+"""$text-muted, as far as a Content knows it."""
 # A theme that isn't ours names no series: these of its colours stand in.
 _INSTEAD = ("primary", "accent", "success", "secondary", "warning", "error")
 

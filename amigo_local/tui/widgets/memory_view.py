@@ -13,7 +13,7 @@ from amigo_local.domain.units import format_size
 from amigo_local.presentation.memory_bar import FREE, LETTERS, OVER, Resource, resources, stacked_bar
 from amigo_local.tui.widgets.drawn import Drawn
 from amigo_local.tui.widgets.gauge import used_of
-from amigo_local.tui.widgets.ink import cut, series_color
+from amigo_local.tui.widgets.ink import MUTED, cut, series_color
 
 _WIDEST_BAR = 96
 _COLUMN = 38
@@ -47,7 +47,7 @@ class MemoryView(Drawn):
         if total > budget:
             share = Content(f"! {format_size(total - budget)} over").stylize("bold $error")
         else:
-            share = Content(f"{100 * total / budget:.0f} %").stylize("$text-muted")
+            share = Content(f"{100 * total / budget:.0f} %").stylize(MUTED)
         text = cut(text, width - len(share) - 1)
         yield Content.assemble((text, "bold"), " " * (width - len(text) - len(share)), share)
         yield self._bar(stacked_bar(parts, budget, width))
@@ -85,4 +85,4 @@ class MemoryView(Drawn):
         size = format_size(part.nbytes)
         room = width - 4 - len(size) - 1
         name = cut(part.name, room).ljust(room)
-        return Content.assemble((f" {letter} ", self._block(letter)), f" {name} ", (size, "$text-muted"))
+        return Content.assemble((f" {letter} ", self._block(letter)), f" {name} ", (size, MUTED))

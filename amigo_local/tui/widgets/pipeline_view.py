@@ -18,7 +18,7 @@ from amigo_local.domain.pipeline import PipelineStage, PipelineStatus
 from amigo_local.domain.units import format_seconds, format_size
 from amigo_local.presentation.headline import headline
 from amigo_local.tui.widgets.drawn import Drawn
-from amigo_local.tui.widgets.ink import cut, fitted
+from amigo_local.tui.widgets.ink import MUTED, cut, fitted
 from amigo_local.tui.widgets.status_signs import COLORS, GLYPHS
 
 ALL_OPEN = 14
@@ -77,7 +77,7 @@ class Stages(Drawn):
     def lines(self, width: int) -> list[tuple[Content, Group | None, PipelineStage | None]]:
         """Each line with the group that it heads, or the stage that it tells of."""
         if not self.rows:
-            return [(Content("planning…").stylize("$text-muted"), None, None)] if self.is_planning else []
+            return [(Content("planning…").stylize(MUTED), None, None)] if self.is_planning else []
         groups = grouped(self.rows)
         lines: list[tuple[Content, Group | None, PipelineStage | None]] = []
         if len({row.of for row in self.rows if row.of}) < 2:
@@ -98,19 +98,19 @@ class Stages(Drawn):
     def _head(self, group: Group, width: int, names: int, is_open: bool) -> Content:
         """`▸ stage2_context  ✓ prepare ○ train ○ evaluate`, or the signs alone where words don't fit."""
         name = Content(fitted(group.name, names)).stylize("bold" if is_open else "")
-        head = Content.assemble(("▾ " if is_open else "▸ ", "$text-muted"), name, "  ")
+        head = Content.assemble(("▾ " if is_open else "▸ ", MUTED), name, "  ")
         if is_open:
             done = sum(stage.status == "done" for stage in group.stages)
-            return head + Content(f"{done} of {len(group.stages)} done").stylize("$text-muted")
+            return head + Content(f"{done} of {len(group.stages)} done").stylize(MUTED)
         words = [
-            Content.assemble((f"{GLYPHS[stage.status]} ", COLORS[stage.status]), (stage.stage, "$text-muted"), "  ")
+            Content.assemble((f"{GLYPHS[stage.status]} ", COLORS[stage.status]), (stage.stage, MUTED), "  ")
             for stage in group.stages
         ]
         if len(head) + sum(len(word) for word in words) - 2 <= width:
             return head + Content("").join(words)
         status = group.status
         signs = Content(" ").join(Content(GLYPHS[s.status]).stylize(COLORS[s.status]) for s in group.stages)
-        return head + signs + Content(f"  {status}").stylize("$text-muted")
+        return head + signs + Content(f"  {status}").stylize(MUTED)
 
     def _told(self, rows: Sequence[PipelineStage], width: int, indent: str) -> Iterator[tuple[PipelineStage, Content]]:
         table = _Columns.of(self.rows, width - len(indent) - 2)
@@ -148,10 +148,10 @@ class _Columns:
     def line(self, row: PipelineStage) -> Content:
         color = COLORS[row.status]
         quiet = row.status == "waiting"
-        expected = "$text-muted" if row.status not in ("done", "stale") else ""
+        expected = MUTED if row.status not in ("done", "stale") else ""
         parts = [
             Content(f"{GLYPHS[row.status]} ").stylize(color),
-            Content(fitted(row.stage, self.stage) + " ").stylize("$text-muted" if quiet else "bold"),
+            Content(fitted(row.stage, self.stage) + " ").stylize(MUTED if quiet else "bold"),
             Content(fitted(row.status, self.word) + " ").stylize(color),
             self._middle(row),
         ]

@@ -18,6 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from amigo_local.domain.events import (
+    MetricLogged,
     Note,
     Progress,
     Record,
@@ -62,15 +63,20 @@ class RecordLog(ScrollView, can_focus=True):
         self._most = most_entries
         self._going_on: Entry | None = None
         self._width = 0
+        self._gone = 0
+        """Lines that went at the top since it was last drawn: what one reads stays where it is."""
         self._at_end = True
 
     # -- What is told
 
     def add(self, records: Iterable[Record]) -> None:
-        """All at once, however many; a Progress replaces the one before it. What has no sentence is left out."""
+        """All at once, however many; a Progress replaces the one before it. Metrics and what
+        has no sentence are left out."""
         for record in records:
             if isinstance(record.event, Progress):
                 self._going_on = Entry(None, record.stage, sentence(record.event), "muted")
+            elif isinstance(record.event, MetricLogged):
+                continue  # too many to read; curves show them
             elif text := sentence(record.event):
                 if isinstance(record.event, StageFinished | StageFailed | StageCancelled | RunFinished):
                     self._going_on = None
@@ -101,6 +107,7 @@ class RecordLog(ScrollView, can_focus=True):
         self._lines.extend(lines)
         while len(self._entries) > self._most:
             _, gone = self._entries.popleft()
+            self._gone += gone
             for _ in range(gone):
                 self._lines.popleft()
 
@@ -151,10 +158,12 @@ class RecordLog(ScrollView, can_focus=True):
         self._changed()
 
     def _changed(self) -> None:
-        following = self._at_end
+        following, gone, self._gone = self._at_end, self._gone, 0
         self.virtual_size = Size(self._width, len(self._lines) + (self._going_on is not None))
         if following:
-            self.scroll_end(animate=False, immediate=True)
+            self.scroll_end(animate=False, immediate=True, force=True)  # its bar may not be there yet
+        elif gone:
+            self.scroll_to(y=self.scroll_offset.y - gone, animate=False, immediate=True)
         self.refresh()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:

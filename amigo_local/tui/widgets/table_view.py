@@ -71,7 +71,7 @@ class TableView(Vertical):
     DEFAULT_CSS = """
     TableView {
         height: 1fr;
-        FilterBox { height: 1; border: none; padding: 0 1; background: $boost; display: none; }
+        FilterBox { height: 1; border: none; padding: 0 1; background: $primary 12%; display: none; }
         FilterBox:focus { border: none; }
         .detail {
             height: auto; max-height: 4; padding: 0 1; color: $text-muted; display: none; border-top: solid $border;

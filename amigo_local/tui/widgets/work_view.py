@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from amigo_local.domain.events import Note, Progress, Record, RunStarted, StageStarted
+from amigo_local.domain.pipeline import PipelineStatus
 from amigo_local.domain.run_state import RunState
 from amigo_local.domain.units import format_seconds, format_size
 from amigo_local.presentation.visible_text import visible
@@ -101,16 +102,16 @@ class WorkView(Drawn):
         assert self._state
         status, words = self._verdict(self._state)
         head = Content.assemble((GLYPHS[status], COLORS[status]), " ", (words, "bold"))
-        yield head + Content.styled(cut(f"  {self._said()}", width - len(words) - 2), "$text-muted")
+        yield head + Content.styled(cut(f"  {self._said()}", width - len(words) - 2), "dim")
         if not self._live:
             return
         parts = list(self._layers.parts.values())
         if len(parts) > _MOST_LAYERS:
-            yield Content.styled(f"  … and {len(parts) - _MOST_LAYERS} before", "$text-muted")
+            yield Content.styled(f"  … and {len(parts) - _MOST_LAYERS} before", "dim")
         for part in parts[-_MOST_LAYERS:]:
             yield _line(part, width)
 
-    def _verdict(self, state: RunState) -> tuple[str, str]:
+    def _verdict(self, state: RunState) -> tuple[PipelineStatus, str]:
         title = visible(state.title or state.verb)
         if self._live:
             return ("paused", f"{title} paused") if state.paused else ("running", title)
@@ -142,9 +143,9 @@ def _line(part: Layer, width: int) -> Content:
     return Content.assemble(
         f"  {fitted(visible(part.label), _LABEL)} ",
         ("█" * filled, "$success" if done else "$primary"),
-        ("░" * (bar - filled), "$text-muted"),
+        ("░" * (bar - filled), "dim"),
         f"  {amount}  ",
-        (tail, "$success" if done else "$text-muted"),
+        (tail, "$success" if done else "dim"),
     )
 
 
