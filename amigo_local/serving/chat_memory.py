@@ -23,7 +23,8 @@ def buffer_bytes(shape: ModelShape, context_length: int) -> int:
     """Of one batch: logits (llama-context.cpp reserves them for every token), hidden values, an MLP, the mask. Up to a
     fifth more than what llama.cpp reserves on a CPU."""
     tokens = min(context_length, shape.context_length or context_length)
-    return min(tokens, _BATCH_TOKENS) * _F32 * (shape.vocabulary + shape.hidden_size + 2 * shape.intermediate_size + tokens)
+    width = shape.vocabulary + shape.hidden_size + 2 * shape.intermediate_size + tokens
+    return min(tokens, _BATCH_TOKENS) * _F32 * width
 
 
 def _padded(tokens: int) -> int:
