@@ -1,0 +1,98 @@
+"""Runs the app on this terminal, and leaves the terminal as it was, whatever happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from amigo_local.domain.errors import AmigoError, InputError
+from amigo_local.domain.settings import ProgramSettings
+from amigo_local.tui.app import AmigoApp
+from amigo_local.tui.screens.base import SCREENS
+from amigo_local.tui.session import Session
+
+# Out of the alternate screen; cursor, wrapping and colours back; no mouse, no bracketed paste, no focus reports, and
+# the keyboard's own protocol (kitty's) off.
+_SANE = "".join(
+    f"\x1b[{code}"
+    for code in ("?1049l", "?25h", "?7h", "0m", "?1000l", "?1003l", "?1006l", "?1015l", "?2004l", "?1004l", "<u")
+)
+
+
+def check_screen(name: str) -> None:
+    """Empty: where it was left. Raises InputError on a name that no screen has."""
+    if name and name not in SCREENS:
+        raise InputError(f"there is no screen {name!r}", f"one of: {', '.join(SCREENS)}")
+
+
+def run_app(home: Path, settings: ProgramSettings, screen: str = "") -> int:
+    """Until the user leaves; returns the exit code. Raises AmigoError, naming a log, when the app itself fails."""
+    log = home / "cache" / "tui.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"can't write in the home folder {home}: {error.strerror}", "--home DIR, or AMIGO_HOME"
+        ) from error
+    # What libraries have to say belongs there too, not across the screen.
+    logging.basicConfig(filename=log, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    logging.captureWarnings(True)
+    session = Session(home, settings)
+    failed = AmigoError("the app failed; runs that it started go on", f"how it came about is in {log}")
+    with file, _terminal_put_back():
+        app = AmigoApp(session, screen)
+        # Tracebacks are for whoever mends the program, not for whoever uses it.
+        app.error_console = Console(file=file, width=120)
+        try:
+            _run(app)
+        except Exception as error:
+            app.error_console.print_exception()
+            raise failed from error
+        finally:
+            session.save()
+    if app.return_code == 1:
+        raise failed
+    return app.return_code or 0
+
+
+def _run(app: AmigoApp) -> None:
+    """A closed terminal or a SIGTERM ends it as a key would, with what it remembers saved."""
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        for name in ("SIGTERM", "SIGHUP"):
+            with contextlib.suppress(NotImplementedError, AttributeError):  # Windows
+                loop.add_signal_handler(getattr(signal, name), app.exit)
+        runner.run(app.run_async())
+
+
+@contextlib.contextmanager
+def _terminal_put_back() -> Iterator[None]:
+    """The modes of the terminal as they were; what an app that was torn down half-way left on is turned off."""
+    try:
+        import termios
+    except ImportError:
+        yield  # Windows
+        return
+    try:
+        descriptor = sys.stdin.fileno()
+        modes = termios.tcgetattr(descriptor)
+    except (ValueError, OSError, termios.error):
+        yield  # a page's app has no terminal
+        return
+    try:
+        yield
+    except BaseException:
+        sys.stdout.write(_SANE)
+        sys.stdout.flush()
+        raise
+    finally:
+        with contextlib.suppress(termios.error):  # a terminal that was closed
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, modes)

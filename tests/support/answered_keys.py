@@ -1,0 +1,70 @@
+"""Types into the app on a pseudo-terminal and times how soon each key is answered."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+
+from tests.support.pty_program import PtyProgram
+
+LOOP_SCREEN, OTHER_SCREEN = ("1", "palette"), ("4", "palette")
+"""Key, and what is drawn again only with the whole screen: the right end of the footer."""
+# Greek, Cyrillic, Armenian: no screen has them, so one that comes back was typed just now.
+_ALPHABETS = ((0x3B1, 0x3C9), (0x430, 0x44F), (0x561, 0x586))
+_LETTERS = [chr(code) for first, last in _ALPHABETS for code in range(first, last)]
+_PALETTE, _ESCAPE = "\x10", "\x1b"
+_TO_THE_START = "\x15"  # ctrl+u deletes up to there
+_BETWEEN_SECONDS = 0.03
+
+
+def letters(app: PtyProgram) -> Iterator[float]:
+    """Seconds from a letter to its echo in the palette, which lies over the Loop screen."""
+    _until_answered(app, _PALETTE, "Search for commands")
+    _until_answered(app, "ѣ", "ѣ")  # before the palette has the focus, letters go elsewhere
+    for letter in itertools.cycle(_LETTERS):
+        if letter == _LETTERS[0]:
+            _until_answered(app, f"{_TO_THE_START}ѫ", "ѫ")
+        yield _answer(app, letter, letter)
+        time.sleep(_BETWEEN_SECONDS)
+
+
+def screens(app: PtyProgram) -> Iterator[float]:
+    """Seconds from a digit to the other screen; of there and back the longer."""
+    while True:
+        there = _answer(app, *OTHER_SCREEN)
+        time.sleep(_BETWEEN_SECONDS)
+        back = _answer(app, *LOOP_SCREEN)
+        time.sleep(_BETWEEN_SECONDS)
+        yield max(there, back)
+
+
+def leave_palette(app: PtyProgram) -> None:
+    app.write(_ESCAPE)
+    time.sleep(0.3)  # a terminal's escape key and the start of a sequence are told apart by time
+    _until_answered(app, *OTHER_SCREEN)
+    _until_answered(app, *LOOP_SCREEN)
+
+
+def timed(source: Iterator[float], seconds: float) -> list[float]:
+    """What it yields for so long."""
+    deadline = time.perf_counter() + seconds
+    return list(itertools.takewhile(lambda _: time.perf_counter() < deadline, source))
+
+
+def _answer(app: PtyProgram, key: str, marker: str) -> float:
+    after = app.mark()
+    written = app.write(key)
+    return app.wait_for(marker, after) - written
+
+
+def _until_answered(app: PtyProgram, key: str, marker: str) -> None:
+    """Again where it came too early to be heard."""
+    after = app.mark()
+    for _ in range(60):
+        app.write(key)
+        with contextlib.suppress(AssertionError):
+            app.wait_for(marker, after, seconds=0.3)
+            return
+    raise AssertionError(f"{key!r} is not answered by {marker!r}")

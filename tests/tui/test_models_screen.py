@@ -1,0 +1,473 @@
+"""The Models screen against a real Ollama server, a real registry, and a home whose artifacts say what made them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, Select, Static, TextArea
+
+from amigo_local.domain.events import AnyEvent, Column, Note, Table
+from amigo_local.domain.modelfile import Modelfile
+from amigo_local.domain.settings import OllamaSettings, ProgramSettings
+from amigo_local.engine.run_record import read_run
+from amigo_local.engine.runner_process import RunRequest, start_detached
+from amigo_local.serving.ollama_server import OllamaServer
+from amigo_local.tui.app import AmigoApp
+from amigo_local.tui.asking import Asked
+from amigo_local.tui.screens.base import AmigoScreen
+from amigo_local.tui.screens.confirm import Confirm
+from amigo_local.tui.screens.models import ModelsScreen
+from amigo_local.tui.session import Session
+from amigo_local.tui.widgets.failure_bar import FailureBar
+from amigo_local.tui.widgets.lineage_tree import LineageTree
+from amigo_local.tui.widgets.model_details import ModelDetails
+from amigo_local.tui.widgets.model_facts import ModelFacts
+from amigo_local.tui.widgets.pick_model import PickModel
+from amigo_local.tui.widgets.row_list import RowList
+from amigo_local.tui.widgets.verb_dialog import VerbDialog
+from amigo_local.tui.widgets.work_view import WorkView
+from tests.stages.test_models_verb import TAG, MadeHome
+from tests.support.ollama_runtime import OllamaRuntime
+from tests.support.ollama_server import RealOllama, free_port
+from tests.support.pinned_session import PinnedSession
+from tests.support.registry import RealRegistry
+from tests.support.slow_pull import SlowPull
+from tests.support.tiny_gguf import write_tiny_llama
+from tests.support.tui_driving import screen_text, until
+
+NOWHERE = ProgramSettings(ollama=OllamaSettings(use=False))
+COLUMNS = tuple(
+    Column(name)
+    for name in ("model", "where", "size", "architecture", "quantization", "context", "made from", "ref")
+)  # fmt: skip
+
+
+class ModelsApp(AmigoApp):
+    """Begins here; the machine is measured when a test wants it."""
+
+    DEFAULT_MODE = "models"
+
+    def _measure(self) -> None:
+        return
+
+    @property
+    def models(self) -> ModelsScreen:
+        return next(screen for screen in self.screen_stack if isinstance(screen, ModelsScreen))
+
+    @property
+    def refs(self) -> list[str]:
+        return [str(row[0]) for row in self.models.table.shown]
+
+    @property
+    def details(self) -> ModelDetails:
+        return self.models.details
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return dict(self.details.query_one(ModelFacts).facts)
+
+    @property
+    def offered(self) -> set[str]:
+        names = ("unpack", "register", "remove", "compare", "refine", "cancel")
+        return {name for name in names if self.models.check_action(name, ())}
+
+    @property
+    def work_shown(self) -> str:
+        return self.models.query_one(WorkView).text
+
+    def has_failed(self) -> str:
+        bar = self.models.query_one(FailureBar)
+        return str(bar.content) if bar.has_class("shown") else ""
+
+
+class CountingSession(Session):
+    """Keeps what was asked."""
+
+    def __init__(self, home: Path, settings: ProgramSettings) -> None:
+        super().__init__(home, settings)
+        self.asked: list[dict[str, Any]] = []
+
+    def stream(self, verb: str, params: Mapping[str, Any]) -> Asked:
+        self.asked.append({"verb": verb, **params})
+        return super().stream(verb, params)
+
+
+@contextlib.asynccontextmanager
+async def on_screen(
+    session: Session, size: tuple[int, int] = (120, 40)
+) -> AsyncIterator[tuple[ModelsApp, Pilot[None]]]:
+    app = ModelsApp(session)
+    try:
+        async with app.run_test(size=size) as pilot:
+            yield app, pilot
+    finally:
+        await session.close()
+
+
+async def listed(app: ModelsApp, pilot: Pilot[None]) -> None:
+    await until(pilot, lambda: bool(app.screen_stack) and bool(app.models.query(ModelDetails)) and bool(app.refs))
+
+
+async def go_to(app: ModelsApp, pilot: Pilot[None], ref: str) -> None:
+    """Puts the cursor there and waits until its details are shown."""
+    assert app.models.table.point_at(ref), app.refs
+    await until(pilot, lambda: app.facts.get("reference") == ref or app.facts.get("files") == ref)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ollama_server: RealOllama) -> MadeHome:
+    return MadeHome(tmp_path_factory.mktemp("screen"), ollama_server)
+
+
+@pytest.fixture
+def session(made: MadeHome) -> CountingSession:
+    (made.folder / "home" / "tui.json").unlink(missing_ok=True)
+    store = OllamaSettings(host=made.server.url, store=str(made.server.models))
+    return CountingSession(made.folder / "home", ProgramSettings(ollama=store))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_tags_and_artifacts_with_details_and_a_way_to_what_they_were_made_from(
+    session: CountingSession, made: MadeHome, size: tuple[int, int]
+) -> None:
+    async def body() -> None:
+        async with on_screen(session, size) as (app, pilot):
+            await listed(app, pilot)
+            assert {f"ollama:{TAG}", made.export.path, made.adapter.path} <= set(app.refs)
+            await go_to(app, pilot, f"ollama:{TAG}")
+            known = {
+                "architecture": "llama",
+                "quantization": "Q8_0",
+                "context length": "512",
+                "parameters": "2,621,440",
+            }
+            assert known.items() <= app.facts.items()
+            assert app.facts["parameter num_ctx"] == "4096"
+            assert "Tensors by type" in screen_text(app) or size == (80, 24)
+            await pilot.press("right_square_bracket")
+            assert "<|im_start|>" in app.details.query_one("#texts", TextArea).text
+            await pilot.press("right_square_bracket")
+            await pilot.pause()
+            for line in (f"register {TAG}", f"export {TAG}  by direct", "train adapter  by direct", "made from it (1)"):
+                assert line in screen_text(app)
+            # Down to what the export was made from, and there.
+            await pilot.press("enter")
+            tree = app.details.query_one(LineageTree).tree
+            await until(pilot, lambda: tree.has_focus)
+            await pilot.press("down", "down")
+            await pilot.pause()
+            assert "enter goes there: base" in screen_text(app)
+            await pilot.press("enter")
+            await until(pilot, lambda: app.facts.get("reference") == "ollama:verbs-source:latest")
+            await pilot.press("escape")
+            await until(pilot, lambda: app.models.query_one(RowList).has_focus)
+            assert app.models.table.region.width > 0
+
+    asyncio.run(body())
+
+
+def test_only_what_applies_to_a_row_is_offered(session: CountingSession, made: MadeHome) -> None:
+    async def body() -> None:
+        async with on_screen(session) as (app, pilot):
+            await listed(app, pilot)
+            app.models.table.point_at(f"ollama:{TAG}")
+            assert app.offered == {"unpack", "remove", "compare", "refine"}
+            app.models.table.point_at(made.export.path)
+            assert app.offered == {"unpack", "register", "remove", "compare", "refine"}
+            app.models.table.point_at(made.adapter.path)
+            await pilot.pause()
+            assert app.offered == {"remove"} and "Unpack" not in screen_text(app)
+            await pilot.press("u")
+            assert isinstance(app.screen, ModelsScreen)
+
+    asyncio.run(body())
+
+
+def test_details_are_asked_once_for_where_the_cursor_rests(session: CountingSession, made: MadeHome) -> None:
+    async def body() -> None:
+        async with on_screen(session) as (app, pilot):
+            await listed(app, pilot)
+            app.models.table.point_at(made.export.path)
+            app.models.table.point_at(made.adapter.path)
+            await go_to(app, pilot, "ollama:verbs-source:latest")
+            shown = [asked["ref"] for asked in session.asked if asked.get("action") == "show"]
+            assert shown[-1] == "ollama:verbs-source:latest"
+            assert made.export.path not in shown and made.adapter.path not in shown
+            await go_to(app, pilot, made.export.path)
+            count = len(session.asked)
+            await go_to(app, pilot, "ollama:verbs-source:latest")
+            await go_to(app, pilot, made.export.path)
+            assert len(session.asked) == count
+            await pilot.press("f5")
+            await until(pilot, lambda: session.asked[-1].get("ref") == made.export.path)
+            assert session.asked[count]["verb"] == "models"
+
+    asyncio.run(body())
+
+
+def test_compare_and_refine_hand_the_model_to_the_other_screens(session: CountingSession, made: MadeHome) -> None:
+    async def body() -> None:
+        async with on_screen(session) as (app, pilot):
+            await listed(app, pilot)
+            app.models.table.point_at("ollama:verbs-source:latest")
+            await pilot.press("c")
+            await until(pilot, lambda: isinstance(app.screen, PickModel))
+            await pilot.press("slash", *"refined:")
+            await pilot.press("enter", "enter")
+            await until(pilot, lambda: isinstance(app.screen, AmigoScreen) and app.screen.NAME == "compare")
+            assert (session.saved.compare.left, session.saved.compare.right) == (
+                "ollama:verbs-source:latest",
+                f"ollama:{TAG}",
+            )
+            await pilot.press("2")
+            await pilot.press("r")
+            await until(pilot, lambda: isinstance(app.screen, AmigoScreen) and app.screen.NAME == "recipe")
+            assert session.saved.choice.model == "ollama:verbs-source:latest"
+
+    asyncio.run(body())
+
+
+def test_a_removal_says_what_depends_on_it_and_waits_for_a_yes(session: CountingSession, made: MadeHome) -> None:
+    server = OllamaServer(made.server.host)
+    server.create("screen-gone", made.folder / "base.gguf", Modelfile(), lambda event: None)
+
+    async def body() -> None:
+        async with on_screen(session) as (app, pilot):
+            await listed(app, pilot)
+            app.models.table.point_at(made.adapter.path)
+            await pilot.press("delete")
+            await until(pilot, lambda: isinstance(app.screen, Confirm))
+            assert made.export.path in screen_text(app).replace("│", "").replace("\n", "").replace(" ", "")
+            await pilot.press("escape")
+            assert Path(made.adapter.path).exists()
+            app.models.table.point_at("ollama:screen-gone:latest")
+            await pilot.press("delete")
+            await until(pilot, lambda: isinstance(app.screen, Confirm))
+            assert "Ollama at http" in screen_text(app) and server.has("screen-gone")
+            await pilot.press("y")
+            await until(pilot, lambda: "ollama:screen-gone:latest" not in app.refs)
+            assert not server.has("screen-gone") and not app.has_failed()
+
+    asyncio.run(body())
+
+
+def test_without_a_server_artifacts_are_listed_and_it_says_how_to_start_one(made: MadeHome) -> None:
+    away = ProgramSettings(ollama=OllamaSettings(host=f"http://127.0.0.1:{free_port()}"))
+
+    async def body() -> None:
+        async with on_screen(Session(made.folder / "home", away)) as (app, pilot):
+            await listed(app, pilot)
+            assert app.refs and not any(ref.startswith("ollama:") for ref in app.refs)
+            assert "no Ollama server answers; its tags are not listed: ollama serve" in screen_text(app)
+            await go_to(app, pilot, made.export.path)
+
+    asyncio.run(body())
+
+
+def test_a_server_that_goes_away_is_told_and_what_was_listed_stays(
+    ollama_runtime: OllamaRuntime, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        with RealOllama(ollama_runtime, tmp_path / "own") as own:
+            server = OllamaServer(own.host)
+            server.create("there", write_tiny_llama(tmp_path / "m.gguf", seed=5), Modelfile(), lambda event: None)
+            server.create("other", tmp_path / "m.gguf", Modelfile(system="x"), lambda event: None)
+            settings = ProgramSettings(ollama=OllamaSettings(host=own.url, store=str(own.models)))
+            async with on_screen(Session(tmp_path / "home", settings)) as (app, pilot):
+                await listed(app, pilot)
+                await go_to(app, pilot, "ollama:there:latest")
+                own.kill()
+                app.models.table.point_at("ollama:other:latest")
+                facts = app.details.query_one(ModelFacts)
+                await until(pilot, lambda: facts.failure is not None)
+                assert "✗" in screen_text(app) and "ollama serve" in screen_text(app)
+                await pilot.press("delete")
+                await until(pilot, lambda: "no Ollama server answers" in app.has_failed())
+                assert len(app.refs) == 2
+                await pilot.press("f5")
+                await until(pilot, lambda: "its tags are not listed" in screen_text(app))
+                assert "There is no model here yet" in screen_text(app)
+
+    asyncio.run(body())
+
+
+def test_a_pull_is_shown_by_layer_cut_and_gone_on_with(
+    ollama_runtime: OllamaRuntime, ollama_server: RealOllama, ollama_registry: RealRegistry, tmp_path: Path
+) -> None:
+    gguf = write_tiny_llama(tmp_path / "pulled.gguf", seed=47, chat_template=None)
+    tag = f"{ollama_registry.prefix}/by-screen:v1"
+    first = OllamaServer(ollama_server.host)
+    first.create(tag, gguf, Modelfile(), lambda event: None)
+    first.client.push(tag, insecure=True)
+
+    async def body(own: RealOllama) -> None:
+        settings = ProgramSettings(ollama=OllamaSettings(host=own.url, store=str(own.models)))
+        session = Session(tmp_path / "home", settings)
+        async with on_screen(session, (80, 24)) as (app, pilot):
+            await until(pilot, lambda: "There is no model here yet" in screen_text(app))
+            await pilot.press("p")
+            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
+            await pilot.press("enter")
+            assert "tag is needed" in str(app.screen.query_one("#problem", Static).content)
+            app.screen.query_one(Input).value = tag
+            app.screen.query_one(Select).value = "yes"
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: "layer " in app.work_shown and " of 2.7 MiB" in app.work_shown)
+            assert "x cancels" in app.work_shown and app.offered == {"cancel"}
+            assert "layer " in screen_text(app)
+            await pilot.press("x")
+            await until(pilot, lambda: "cancelled  p goes on with it" in app.work_shown)
+            assert app.offered == set() and not first_has(own, tag)
+            run_id = session.saved.run_id
+            ollama_registry.blobs.rate = 0
+            await pilot.press("p")
+            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
+            assert app.screen.query_one(Input).value == tag
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: f"ollama:{tag}" in app.refs)
+            assert session.saved.run_id == run_id and session.run and session.run.attempt == 2
+            assert f"pull {tag} done" in app.work_shown
+            assert app.models.current and app.models.current.ref == f"ollama:{tag}"
+            await until(pilot, lambda: app.facts.get("quantization") == "Q8_0")
+
+    def first_has(own: RealOllama, tag: str) -> bool:
+        return OllamaServer(own.host).has(tag)
+
+    ollama_registry.blobs.rate = 700_000.0
+    try:
+        with RealOllama(ollama_runtime, tmp_path / "own") as own:
+            asyncio.run(body(own))
+    finally:
+        ollama_registry.blobs.rate = 0
+
+
+def test_a_pull_begun_elsewhere_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
+    async def body(server: SlowPull) -> None:
+        settings = ProgramSettings(ollama=OllamaSettings(host=server.url))
+        session = Session(tmp_path, settings)
+        async with on_screen(session, (80, 24)) as (app, pilot):
+            await until(pilot, lambda: "There is no model here yet" in screen_text(app))
+            request = RunRequest(
+                verb="pull", params={"tag": "a"}, settings=settings, home=str(tmp_path), title="pull a", detached=True
+            )
+            run_id = await asyncio.to_thread(start_detached, request)
+            server.allow(30)
+            AmigoApp._measure(app)
+            await until(pilot, lambda: "30 B of 100 B" in app.work_shown)
+            assert session.saved.run_id == run_id
+            await pilot.press("x")
+            server.allow()
+            await until(pilot, lambda: session.run is not None and session.run.exit_code == 130)
+
+    with SlowPull() as server:
+        asyncio.run(body(server))
+
+
+def test_a_gguf_is_given_a_tag_and_a_tag_is_unpacked_by_small_forms(tmp_path: Path) -> None:
+    """Without Ollama: into our own library, whose tags are then known by the file that they name."""
+    from amigo_local.domain.artifact import Artifact
+    from amigo_local.engine.fingerprint import digest_path, size_of
+    from amigo_local.engine.workspace import Workspace
+
+    workspace = Workspace(tmp_path / "home")
+    workspace.prepare()
+    built = write_tiny_llama(tmp_path / "m.gguf", seed=13)
+    target = workspace.default_path("export", "form".ljust(64, "0")) / "m.gguf"
+    artifact = Artifact("gguf", str(target), digest_path(built), size_of(built), "export", "form".ljust(64, "0"))
+    workspace.commit(artifact, built, target)
+    session = Session(tmp_path / "home", NOWHERE)
+
+    async def body() -> None:
+        async with on_screen(session) as (app, pilot):
+            await listed(app, pilot)
+            await pilot.press("g")
+            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
+            await pilot.press(*"mine")
+            app.screen.query_one("#context_length", Input).value = "many"
+            await pilot.press("ctrl+s")
+            assert "context_length" in str(app.screen.query_one("#problem", Static).content)
+            app.screen.query_one("#context_length", Input).value = "256"
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: "ollama:mine:latest" in app.refs)
+            assert app.models.current and app.models.current.ref == "ollama:mine:latest"
+            await until(pilot, lambda: app.facts.get("parameter num_ctx") == "256")
+            await pilot.press("u")
+            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
+            app.screen.query_one("#dtype", Select).value = "f32"
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: session.run is not None and session.run.verb == "unpack" and session.live)
+            await pilot.press("x")
+            await until(pilot, lambda: session.run is not None and session.run.exit_code == 130)
+            record = read_run(session.workspace, session.saved.run_id)
+            assert record.params == {"ref": "ollama:mine:latest", "dtype": "f32"}
+
+    asyncio.run(body())
+
+
+def pinned(names: list[str], shown: Mapping[str, str] = {}) -> Mapping[str, Any]:
+    """Answers of `models` for tags of those names; `shown`: properties of each."""
+    rows = tuple((name, "Ollama", 1 << 30, "llama", "Q4_K_M", 8192, None, f"ollama:{name}") for name in names)
+
+    def answer(params: Mapping[str, Any]) -> list[AnyEvent]:
+        if params.get("action") == "show":
+            properties = (("reference", params["ref"]), *shown.items())
+            return [Table(params["ref"], (Column("property"), Column("value")), properties)]
+        return [Table("Models", COLUMNS, rows)]
+
+    return {"models": answer}
+
+
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (120, 40)])
+@pytest.mark.parametrize("template", ["x" * 200_000, "{{ .Prompt }}\n" * 15_000, "\x1b[2J\x07" * 50_000], ids=["line", "lines", "escapes"])  # fmt: skip
+def test_long_names_and_texts_of_200_000_characters_leave_the_layout_whole(
+    tmp_path: Path, size: tuple[int, int], template: str
+) -> None:
+    answers = pinned(
+        ["n" * 300, "東京" * 80, "e\x1b[31mvil"], {"template": template, "parameter stop": "\x1b[2J" + "s" * 5000}
+    )
+
+    async def body() -> None:
+        session = PinnedSession(tmp_path, answers, with_run=False)
+        async with on_screen(session, size) as (app, pilot):
+            await listed(app, pilot)
+            await until(pilot, lambda: "parameter stop" in app.facts)
+            before = time.perf_counter()
+            await pilot.press("right_square_bracket", "enter")
+            await pilot.pause()
+            assert time.perf_counter() - before < 2
+            text = app.details.query_one("#texts", TextArea)
+            assert text.text.count("x" if template[0] == "x" else "Prompt" if "Prompt" in template else "␛") >= 15_000
+            assert text.has_focus
+            await pilot.press("ctrl+end")
+            for widget in (app.details, text):
+                assert widget.region.x >= 0 and widget.region.right <= size[0] and widget.region.bottom <= size[1]
+            assert "\x1b" not in screen_text(app)
+            assert all(len(line) <= size[0] for line in screen_text(app).splitlines())
+
+    asyncio.run(body())
+
+
+def test_a_tag_that_is_elsewhere_keeps_its_warning_and_text(tmp_path: Path) -> None:
+    def answer(params: Mapping[str, Any]) -> list[AnyEvent]:
+        if params.get("action") == "show":
+            note = Note("its weights can't be read here: no folder", "warning", "--set ollama.store=DIR")
+            return [note, Table("t", (Column("property"), Column("value")), (("architecture", "llama"),))]
+        row = ("far:1b", "remote", None, "llama", None, None, None, "ollama:far:1b")
+        return [Table("Models", COLUMNS, (row,))]
+
+    async def body() -> None:
+        session = PinnedSession(tmp_path, {"models": answer}, with_run=False)
+        async with on_screen(session, (80, 24)) as (app, pilot):
+            await listed(app, pilot)
+            await until(pilot, lambda: "can't be read here" in screen_text(app))
+            assert "--set ollama.store=DIR" in screen_text(app)
+            assert app.offered == {"remove", "compare"}
+
+    asyncio.run(body())
