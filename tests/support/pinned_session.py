@@ -10,6 +10,7 @@ from typing import Any
 
 from amigo_local.domain.artifact import Artifact, Figure
 from amigo_local.domain.events import (
+    AnswerShown,
     AnyEvent,
     CheckpointSaved,
     LoadedModel,
@@ -126,6 +127,29 @@ def loop_records() -> list[Record]:
     return [Record(RUN, seq, NOW + at, stage, event) for seq, (at, stage, event) in enumerate(events)]
 
 
+def _runs(params: Mapping[str, Any]) -> list[AnyEvent]:
+    action = params.get("action", "ls")
+    return recorded({"ls": "runs", "show": "runs-show", "clean": "runs-clean"}[action])
+
+
+def _answers(params: Mapping[str, Any]) -> list[AnyEvent]:
+    if params.get("id"):
+        return [
+            AnswerShown(
+                prompt_id="fd9b6f970c14",
+                suite="reasoning",
+                prompt="Write a Python function `print_text(text)` …",
+                side=1,
+                label="after",
+                model="smollm2:smoke",
+                answer="```python\ndef print_text(text):\n    print(text)\n```",
+                passed=False,
+                verdict="failed: AssertionError: Failed example: print_text(None)",
+            )
+        ]
+    return recorded("answers-tables" if params.get("tables") else "answers")
+
+
 class PinnedAsked:
     """Looks like tui.asking.Asked."""
 
@@ -151,6 +175,11 @@ class PinnedSession(Session):
         self._answers: dict[str, Answer] = {
             "status": lambda params: [MACHINE],
             "plan": lambda params: recorded("plan"),
+            "doctor": lambda params: recorded("doctor"),
+            "recipes": lambda params: recorded("recipes"),
+            "models": lambda params: recorded("models-show" if params.get("action") == "show" else "models"),
+            "runs": _runs,
+            "answers": _answers,
             **answers,
         }
         self._with_run = with_run
