@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 SPAN_SHARE = 0.02
 """Of the steps that are shown: a wobble shorter than this is noise to the eye."""
+MOST_POINTS = 512
+"""Of a course: they lie far closer than the span."""
 
 
 def smoothed(steps: Sequence[float], values: Sequence[float], span: float | None = None) -> list[float]:
@@ -35,6 +37,30 @@ def smoothed(steps: Sequence[float], values: Sequence[float], span: float | None
         weight = left_weight + right_weight + share
         course.append((left + right + own) / weight if share else value)
     return course
+
+
+def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Of more than MOST_POINTS, neighbours are put together into their mean; the last one keeps its place. What isn't
+    finite is left out then."""
+    size = -(-len(steps) // MOST_POINTS)
+    if size <= 1:
+        return list(steps), list(values)
+    places, means = [], []
+    for at in range(0, len(steps), size):
+        row = [value for value in values[at : at + size] if math.isfinite(value)]
+        if row:
+            span = steps[at : at + size]
+            places.append((span[0] + span[-1]) / 2)
+            means.append(sum(row) / len(row))
+    if places:
+        places[-1] = steps[-1]
+    return places, means
+
+
+def course(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Steps and smoothed values, few enough to draw them often."""
+    places, means = thinned(steps, values)
+    return places, smoothed(places, means)
 
 
 def _shares(steps: Sequence[float]) -> Iterator[float]:

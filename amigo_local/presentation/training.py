@@ -69,7 +69,8 @@ def training_facts(stage: StageState) -> list[tuple[str, str]]:
         ("loss", _from_to(stage, "loss")),
         ("evaluation", _evaluation(stage)),
         ("preferred", _share(stage, _PREFERRED)),
-        ("speed", _speed(stage)),
+        ("speed", _last(stage, "tokens_per_second", "{:,.0f} tok/s")),
+        ("a step", format_seconds(seconds) if (seconds := _value(stage, "seconds_per_step")) is not None else ""),
         ("lr", _last(stage, "learning_rate", "{:.1e}")),
         ("VRAM", _memory(stage, "vram_bytes", "vram_peak_bytes", stage.peak_vram_bytes)),
         ("RAM", _memory(stage, "ram_bytes", "ram_peak_bytes", stage.peak_rss_bytes or None)),
@@ -117,13 +118,6 @@ def _share(stage: StageState, name: str) -> str:
     told, held_out = _value(stage, name), _value(stage, f"eval_{name}")
     parts = [f"{100 * told:.0f} %"] if told is not None else []
     return ", held out ".join(parts + ([f"{100 * held_out:.0f} %"] if held_out is not None else []))
-
-
-def _speed(stage: StageState) -> str:
-    seconds = _value(stage, "seconds_per_step")
-    parts = [_last(stage, "tokens_per_second", "{:,.0f} tok/s")]
-    parts += [f"{format_seconds(seconds)} a step"] if seconds is not None else []
-    return ", ".join(part for part in parts if part)
 
 
 def _memory(stage: StageState, now: str, peak: str, measured: int | None) -> str:

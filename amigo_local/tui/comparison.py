@@ -65,7 +65,7 @@ class Comparison:
     def ask_the_rest(self) -> dict[str, Any] | None:
         """When the first of two failed and the other was therefore never asked: what to ask that one."""
         first, *rest = self._asked
-        if first.finished or any(side.said or side.finished for side in rest):
+        if first.finished or any(side.text or side.finished for side in rest):
             return None
         return self._ask(rest) if rest else None
 

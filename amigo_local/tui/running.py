@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -64,13 +65,20 @@ def run_app(home: Path, settings: ProgramSettings, screen: str = "") -> int:
 
 
 def _run(app: AmigoApp) -> None:
-    """A closed terminal or a SIGTERM ends it as a key would, with what it remembers saved."""
+    """A SIGTERM ends it as a key would."""
+    if hangup := getattr(signal, "SIGHUP", None):
+        signal.signal(hangup, lambda number, frame: _end_at_once(app.session, number))
     with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        for name in ("SIGTERM", "SIGHUP"):
-            with contextlib.suppress(NotImplementedError, AttributeError):  # Windows
-                loop.add_signal_handler(getattr(signal, name), app.exit)
+        with contextlib.suppress(NotImplementedError):  # Windows
+            runner.get_loop().add_signal_handler(signal.SIGTERM, app.exit)
         runner.run(app.run_async())
+
+
+def _end_at_once(session: Session, number: int) -> None:
+    """The terminal was closed. Textual's writer ends at its first failed write, and drawing what leads to a regular end
+    would then wait for it for ever. Questions end with their pipes, runs go on."""
+    session.save()
+    os._exit(128 + number)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input, Select, Static, TextArea
+from textual.widgets import Input, Select, Static
 
 from amigo_local.domain.events import AnyEvent, Column, Note, Table
 from amigo_local.domain.modelfile import Modelfile
@@ -22,15 +22,16 @@ from amigo_local.serving.ollama_server import OllamaServer
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.asking import Asked
 from amigo_local.tui.screens.base import AmigoScreen
-from amigo_local.tui.screens.confirm import Confirm
 from amigo_local.tui.screens.models import ModelsScreen
 from amigo_local.tui.session import Session
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.lineage_tree import LineageTree
+from amigo_local.tui.widgets.long_text import LongText
 from amigo_local.tui.widgets.model_details import ModelDetails
 from amigo_local.tui.widgets.model_facts import ModelFacts
 from amigo_local.tui.widgets.pick_model import PickModel
 from amigo_local.tui.widgets.row_list import RowList
+from amigo_local.tui.widgets.table_view import TableView
 from amigo_local.tui.widgets.verb_dialog import VerbDialog
 from amigo_local.tui.widgets.work_view import WorkView
 from tests.stages.test_models_verb import TAG, MadeHome
@@ -152,7 +153,7 @@ def test_tags_and_artifacts_with_details_and_a_way_to_what_they_were_made_from(
             assert app.facts["parameter num_ctx"] == "4096"
             assert "Tensors by type" in screen_text(app) or size == (80, 24)
             await pilot.press("right_square_bracket")
-            assert "<|im_start|>" in app.details.query_one("#texts", TextArea).text
+            assert "<|im_start|>" in app.details.query_one(LongText).text
             await pilot.press("right_square_bracket")
             await pilot.pause()
             for line in (f"register {TAG}", f"export {TAG}  by direct", "train adapter  by direct", "made from it (1)"):
@@ -173,24 +174,9 @@ def test_tags_and_artifacts_with_details_and_a_way_to_what_they_were_made_from(
     asyncio.run(body())
 
 
-def test_only_what_applies_to_a_row_is_offered(session: CountingSession, made: MadeHome) -> None:
-    async def body() -> None:
-        async with on_screen(session) as (app, pilot):
-            await listed(app, pilot)
-            app.models.table.point_at(f"ollama:{TAG}")
-            assert app.offered == {"unpack", "remove", "compare", "refine"}
-            app.models.table.point_at(made.export.path)
-            assert app.offered == {"unpack", "register", "remove", "compare", "refine"}
-            app.models.table.point_at(made.adapter.path)
-            await pilot.pause()
-            assert app.offered == {"remove"} and "Unpack" not in screen_text(app)
-            await pilot.press("u")
-            assert isinstance(app.screen, ModelsScreen)
-
-    asyncio.run(body())
-
-
-def test_details_are_asked_once_for_where_the_cursor_rests(session: CountingSession, made: MadeHome) -> None:
+def test_details_are_asked_once_for_where_the_cursor_rests_and_what_applies_there_is_offered(
+    session: CountingSession, made: MadeHome
+) -> None:
     async def body() -> None:
         async with on_screen(session) as (app, pilot):
             await listed(app, pilot)
@@ -208,28 +194,14 @@ def test_details_are_asked_once_for_where_the_cursor_rests(session: CountingSess
             await pilot.press("f5")
             await until(pilot, lambda: session.asked[-1].get("ref") == made.export.path)
             assert session.asked[count]["verb"] == "models"
-
-    asyncio.run(body())
-
-
-def test_compare_and_refine_hand_the_model_to_the_other_screens(session: CountingSession, made: MadeHome) -> None:
-    async def body() -> None:
-        async with on_screen(session) as (app, pilot):
-            await listed(app, pilot)
-            app.models.table.point_at("ollama:verbs-source:latest")
-            await pilot.press("c")
-            await until(pilot, lambda: isinstance(app.screen, PickModel))
-            await pilot.press("slash", *"refined:")
-            await pilot.press("enter", "enter")
-            await until(pilot, lambda: isinstance(app.screen, AmigoScreen) and app.screen.NAME == "compare")
-            assert (session.saved.compare.left, session.saved.compare.right) == (
-                "ollama:verbs-source:latest",
-                f"ollama:{TAG}",
-            )
-            await pilot.press("2")
-            await pilot.press("r")
-            await until(pilot, lambda: isinstance(app.screen, AmigoScreen) and app.screen.NAME == "recipe")
-            assert session.saved.choice.model == "ollama:verbs-source:latest"
+            assert app.offered == {"unpack", "register", "remove", "compare", "refine"}
+            app.models.table.point_at(f"ollama:{TAG}")
+            assert app.offered == {"unpack", "remove", "compare", "refine"}
+            app.models.table.point_at(made.adapter.path)
+            await until(pilot, lambda: "Unpack" not in screen_text(app))
+            assert app.offered == {"remove"}
+            await pilot.press("u")
+            assert isinstance(app.screen, ModelsScreen)
 
     asyncio.run(body())
 
@@ -243,14 +215,14 @@ def test_a_removal_says_what_depends_on_it_and_waits_for_a_yes(session: Counting
             await listed(app, pilot)
             app.models.table.point_at(made.adapter.path)
             await pilot.press("delete")
-            await until(pilot, lambda: isinstance(app.screen, Confirm))
+            await until(pilot, lambda: "Depends on it:" in screen_text(app))
             assert made.export.path in screen_text(app).replace("│", "").replace("\n", "").replace(" ", "")
             await pilot.press("escape")
             assert Path(made.adapter.path).exists()
             app.models.table.point_at("ollama:screen-gone:latest")
             await pilot.press("delete")
-            await until(pilot, lambda: isinstance(app.screen, Confirm))
-            assert "Ollama at http" in screen_text(app) and server.has("screen-gone")
+            await until(pilot, lambda: "Ollama at http" in screen_text(app))
+            assert server.has("screen-gone")
             await pilot.press("y")
             await until(pilot, lambda: "ollama:screen-gone:latest" not in app.refs)
             assert not server.has("screen-gone") and not app.has_failed()
@@ -359,8 +331,7 @@ def test_a_pull_begun_elsewhere_is_shown_and_can_be_cancelled(tmp_path: Path) ->
             )
             run_id = await asyncio.to_thread(start_detached, request)
             server.allow(30)
-            AmigoApp._measure(app)
-            await until(pilot, lambda: "30 B of 100 B" in app.work_shown)
+            await until(pilot, lambda: "1 of 100 B" in app.work_shown)
             assert session.saved.run_id == run_id
             await pilot.press("x")
             server.allow()
@@ -406,7 +377,7 @@ def test_a_gguf_is_given_a_tag_and_a_tag_is_unpacked_by_small_forms(tmp_path: Pa
             await pilot.press("x")
             await until(pilot, lambda: session.run is not None and session.run.exit_code == 130)
             record = read_run(session.workspace, session.saved.run_id)
-            assert record.params == {"ref": "ollama:mine:latest", "dtype": "f32"}
+            assert (record.params["ref"], record.params["dtype"]) == ("ollama:mine:latest", "f32")
 
     asyncio.run(body())
 
@@ -424,10 +395,18 @@ def pinned(names: list[str], shown: Mapping[str, str] = {}) -> Mapping[str, Any]
     return {"models": answer}
 
 
-@pytest.mark.parametrize("size", [(40, 10), (80, 24), (120, 40)])
-@pytest.mark.parametrize("template", ["x" * 200_000, "{{ .Prompt }}\n" * 15_000, "\x1b[2J\x07" * 50_000], ids=["line", "lines", "escapes"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("template", "piece", "size"),
+    [
+        ("x" * 200_000, "x", (80, 24)),
+        ("{{ .Prompt }}\n" * 15_000, "Prompt", (120, 40)),
+        ("\x1b[2J\x07" * 50_000, "␛[2J", (40, 10)),
+        ("東京" * 100_000, "東", (80, 24)),
+    ],
+    ids=["line", "lines", "escapes", "wide"],
+)
 def test_long_names_and_texts_of_200_000_characters_leave_the_layout_whole(
-    tmp_path: Path, size: tuple[int, int], template: str
+    tmp_path: Path, template: str, piece: str, size: tuple[int, int]
 ) -> None:
     answers = pinned(
         ["n" * 300, "東京" * 80, "e\x1b[31mvil"], {"template": template, "parameter stop": "\x1b[2J" + "s" * 5000}
@@ -442,10 +421,10 @@ def test_long_names_and_texts_of_200_000_characters_leave_the_layout_whole(
             await pilot.press("right_square_bracket", "enter")
             await pilot.pause()
             assert time.perf_counter() - before < 2
-            text = app.details.query_one("#texts", TextArea)
-            assert text.text.count("x" if template[0] == "x" else "Prompt" if "Prompt" in template else "␛") >= 15_000
+            text = app.details.query_one(LongText)
+            assert text.text.count(piece) >= 15_000  # the whole of it
             assert text.has_focus
-            await pilot.press("ctrl+end")
+            await pilot.press("end")
             for widget in (app.details, text):
                 assert widget.region.x >= 0 and widget.region.right <= size[0] and widget.region.bottom <= size[1]
             assert "\x1b" not in screen_text(app)
@@ -469,5 +448,31 @@ def test_a_tag_that_is_elsewhere_keeps_its_warning_and_text(tmp_path: Path) -> N
             await until(pilot, lambda: "can't be read here" in screen_text(app))
             assert "--set ollama.store=DIR" in screen_text(app)
             assert app.offered == {"remove", "compare"}
+
+    asyncio.run(body())
+
+
+def test_compare_and_refine_hand_the_model_to_the_other_screens(tmp_path: Path) -> None:
+    async def body() -> None:
+        session = PinnedSession(tmp_path, pinned(["source:1b", "refined:1b", "third:1b"]), with_run=False)
+        async with on_screen(session) as (app, pilot):
+            await listed(app, pilot)
+            app.models.table.point_at("ollama:source:1b")
+            await pilot.press("c")
+            await until(pilot, lambda: isinstance(app.screen, PickModel) and "with …" in screen_text(app))
+            assert "ollama:source:1b" not in [row[0] for row in app.screen.query_one(TableView).shown]
+            await pilot.press("slash", *"refined")
+            await pilot.press("enter", "enter")
+            await until(pilot, lambda: isinstance(app.screen, AmigoScreen) and app.screen.NAME == "compare")
+            assert (session.saved.compare.left, session.saved.compare.right) == (
+                "ollama:source:1b",
+                "ollama:refined:1b",
+            )
+            app.action_show_screen("models")
+            await until(pilot, lambda: bool(app.screen_stack) and isinstance(app.screen, ModelsScreen))
+            await pilot.press("r")
+            await until(pilot, lambda: isinstance(app.screen, AmigoScreen) and app.screen.NAME == "recipe")
+            assert session.saved.choice.model == "ollama:source:1b"
+            await pilot.pause()
 
     asyncio.run(body())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer
+from textual.widgets import Footer, Input, TextArea
 
 from amigo_local.domain.events import MachineMeasured, Record, StageFailed
 from amigo_local.domain.run_state import RunState
@@ -35,6 +36,7 @@ class AmigoScreen(Screen[None]):
     """A screen gives its `NAME` and `body`. Hooks do nothing here."""
 
     NAME = ""
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave_field", show=False)]
     SHOWS_MACHINE = False
     """Whether it wants to hear of the machine: asking wakes a graphics card that sleeps."""
     SCREEN_NAMES = SCREENS
@@ -79,6 +81,15 @@ class AmigoScreen(Screen[None]):
     def commands(self) -> Iterable[SystemCommand]:
         """What this screen adds to the command palette besides its keys."""
         yield from ()
+
+    def action_leave_field(self) -> None:
+        """So that digits and letters are keys again."""
+        if isinstance(self.focused, Input | TextArea):
+            self.leave_field()
+
+    def leave_field(self) -> None:
+        """Where the focus goes from a field that was written in."""
+        self.set_focus(None)
 
     def show_failure(self, failure: StageFailed) -> None:
         self.query_one(FailureBar).show(failure)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import ClassVar
 
@@ -15,27 +14,22 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static, TextArea
 
-from amigo_local.data.votes import Choice, Vote, append_vote
+from amigo_local.data.votes import Choice, Verdict, Vote, append_vote
 from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
 from amigo_local.domain.events import GenerationFinished, Note, StageFailed, TokenGenerated
 from amigo_local.tui.asking import Asked
-from amigo_local.tui.comparison import Comparison
+from amigo_local.tui.comparison import Comparison, Side
+from amigo_local.tui.prompt_set import PromptSet, newest_prompts
 from amigo_local.tui.saved_state import PROMPTS_KEPT, CompareState
 from amigo_local.tui.screens.ask_text import AskText
 from amigo_local.tui.screens.base import AmigoScreen
-from amigo_local.tui.widgets.answer_view import AnswerView
+from amigo_local.tui.screens.choose_model import choose_model
+from amigo_local.tui.widgets.answer_view import AnswerView, State
 from amigo_local.tui.widgets.failure_bar import FailureBar
-from amigo_local.tui.widgets.ink import MUTED
-from amigo_local.tui.widgets.model_rows import model_rows, overview, short_name
-from amigo_local.tui.widgets.pick_model import PickModel
+from amigo_local.tui.widgets.model_rows import short_name
 from amigo_local.tui.widgets.prompt_box import PromptBox
 
-_VERDICTS: dict[Choice, str] = {
-    "first": "left is better",
-    "second": "right is better",
-    "tie": "a tie",
-    "both_bad": "both are bad",
-}
+_VERDICTS: dict[Verdict, str] = {"tie": "a tie", "both_bad": "both are bad"}
 _CHARACTERS_KEPT = 1_000_000
 """Of the prompts that come back after a restart."""
 
@@ -44,8 +38,8 @@ class CompareScreen(AmigoScreen):
     NAME = "compare"
     DEFAULT_CSS = """
     CompareScreen {
-        #about { height: 1; padding: 0 1; }
-        #note { width: 1fr; height: 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
+        #about { height: auto; max-height: 2; padding: 0 1; }
+        #note { width: 1fr; height: auto; min-height: 1; color: $text-muted; padding-right: 2; }
         #standing { width: auto; max-width: 60%; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
         #panes { height: 1fr; }
         AnswerView { width: 1fr; height: 1fr; }
@@ -67,13 +61,13 @@ class CompareScreen(AmigoScreen):
         Binding("escape,enter", "to_prompt", "Prompt"),
         Binding("m", "pick(0)", "Model"),
         Binding("M", "pick(1)", "2nd model", key_display="M"),
-        Binding("c", "copy_code", "Copy code"),
+        Binding("c", "copy('code')", "Copy code"),
         Binding("n", "step(1)", "Next prompt"),
         Binding("p", "step(-1)", "Prompt before", show=False),
         Binding("b", "blind", "Blind"),
         Binding("w", "anew", "New talk"),
         Binding("s", "swap", "Swap", show=False),
-        Binding("C", "copy_text", "Copy all", show=False),
+        Binding("C", "copy('text')", "Copy all", show=False),
         Binding("o", "open_set", "Prompt set", show=False),
     ]
 
@@ -82,11 +76,7 @@ class CompareScreen(AmigoScreen):
         self.comparison = Comparison(chance or Random())
         self._asked: Asked | None = None
         self._note = ""
-        self._set: tuple[str, ...] = ()
-        self._set_path = ""
-        """Of the prompts in `_set`."""
-        self._from_set = ""
-        """The prompt of the set that was put into the box."""
+        self.prompt_set = PromptSet()
 
     def body(self) -> ComposeResult:
         with Horizontal(id="about"):
@@ -116,8 +106,8 @@ class CompareScreen(AmigoScreen):
         return [ref for ref in (self.state.left, self.state.right) if ref]
 
     def shown(self) -> None:
-        if self.state.prompt_set != self._set_path:
-            self._load_set(self.state.prompt_set)
+        if self.state.prompt_set and not self.prompt_set.path:
+            self._load_set()
         self._show_all()
 
     def _show_all(self) -> None:
@@ -138,7 +128,7 @@ class CompareScreen(AmigoScreen):
         return short_name(ref, self.session.workspace.artifacts_dir)
 
     def _show_standing(self) -> None:
-        comparison, state = self.comparison, self.state
+        comparison = self.comparison
         parts = []
         if comparison.can_vote:
             parts.append("which is better?  l  r  t  d" if not self.box.has_focus else "which is better?  escape votes")
@@ -146,16 +136,13 @@ class CompareScreen(AmigoScreen):
             parts.append(f"voted: {self._verdict(comparison.vote)}")
         if comparison.turns:
             parts.append(f"turn {comparison.turns + 1}")
-        if self._set:
-            parts.append(f"prompt {state.prompt_place + 1} of {len(self._set)}")
-        if state.blind:
-            parts.append("blind")
+        parts += [part for part in (str(self.prompt_set), "blind" if self.state.blind else "") if part]
         self.query_one("#standing", Static).update(Content("  ·  ".join(parts)))
-        self.query_one("#note", Static).update(Content.styled(self._note, MUTED))
+        self.query_one("#note", Static).update(Content(_brief(self._note)))
+        self.query_one("#note", Static).tooltip = Content(self._note) if self._note else None
 
     def _verdict(self, vote: Vote) -> str:
-        words = {"tie": _VERDICTS["tie"], "both_bad": _VERDICTS["both_bad"]}
-        return words.get(vote.verdict, f"{self._short(vote.chosen_model)} is better")
+        return _VERDICTS.get(vote.verdict, f"{self._short(vote.chosen_model)} is better")
 
     def _redraw(self) -> None:
         for view, side in zip(self.views, self.comparison.sides, strict=False):
@@ -173,9 +160,9 @@ class CompareScreen(AmigoScreen):
             self.notify("choose a model first: escape, then m", severity="warning")
         else:
             self.box.sent(event.text)
-            self.state.prompts = self.box.prompts = _kept(self.box.prompts)
+            self.state.prompts = self.box.prompts = newest_prompts(self.box.prompts, PROMPTS_KEPT, _CHARACTERS_KEPT)
             self.query_one(FailureBar).hide()
-            if event.text == self._from_set:
+            if event.text == self.prompt_set.given:
                 self.comparison.start_anew()  # each prompt of a set is asked on its own
             self._answer(event.text)
 
@@ -191,14 +178,14 @@ class CompareScreen(AmigoScreen):
         self._show_all()
         failures = [await self._stream(params)]
         if failures[0] and failures[0].exit_code != EXIT_CANCELLED and (rest := comparison.ask_the_rest()):
-            self._mark_unfinished("failed")
+            self._mark_unfinished("failed", comparison.sides[:1])
             failures.append(await self._stream(rest))
         whole = comparison.end()
         failed = next((failure for failure in failures if failure), None)
         if not whole:
             comparison.reveal()
             cancelled = failed is not None and failed.exit_code == EXIT_CANCELLED
-            self._mark_unfinished("cancelled" if cancelled else "failed")
+            self._mark_unfinished("cancelled" if cancelled else "failed", comparison.sides)
             if not self.box.text:
                 self.box.full_text = prompt
             if failed and not cancelled:
@@ -235,14 +222,12 @@ class CompareScreen(AmigoScreen):
                 self._note = f"{event.level}: {event.text}" if event.level in ("warning", "problem") else event.text
                 self._show_standing()
 
-    def _mark_unfinished(self, how: str) -> None:
-        for view, side in zip(self.views, self.comparison.sides, strict=False):
-            if not side.finished and (side.said or how == "cancelled" or not self.comparison.running):
+    def _mark_unfinished(self, how: State, sides: Sequence[Side]) -> None:
+        for side in sides:
+            view = self.views[self.comparison.sides.index(side)]
+            if not side.finished:
                 view.finish()
-                if how == "cancelled":
-                    view.say("stopped", "cancelled")
-                else:
-                    view.say("not finished" if side.said else "no answer", "failed")
+                view.say("stopped" if how == "cancelled" else "not finished" if side.text else "no answer", how)
 
     def action_cancel(self) -> None:
         if self._asked:
@@ -252,58 +237,43 @@ class CompareScreen(AmigoScreen):
 
     @work(group="vote")
     async def action_vote(self, choice: Choice) -> None:
-        comparison, was_hidden = self.comparison, self.comparison.hidden
+        comparison = self.comparison
         try:
-            vote = comparison.choose(choice, self.session.clock())
-            comparison.vote = vote  # no second one meanwhile
-            await asyncio.to_thread(append_vote, self.session.home, vote)
+            comparison.vote = vote = comparison.choose(choice, self.session.clock())
         except AmigoError as error:
-            comparison.vote = None
             self.amigo.show_failure(error)
             return
-        comparison.reveal()
-        if was_hidden:
-            self._note = "the names are to be seen now"
+        if await self._keep(vote):
+            comparison.reveal()
+        else:
+            comparison.vote = None
         self._show_all()
 
     @work(group="vote")
     async def action_take_back(self) -> None:
-        if not (vote := self.comparison.take_back(self.session.clock())):
-            return
+        vote = self.comparison.take_back(self.session.clock())
+        if vote and await self._keep(vote):
+            self.comparison.vote = None
+            self._show_all()
+
+    async def _keep(self, vote: Vote) -> bool:
         try:
             await asyncio.to_thread(append_vote, self.session.home, vote)
         except AmigoError as error:
             self.amigo.show_failure(error)
-            return
-        self.comparison.vote = None
-        self._show_all()
+            return False
+        return True
 
     # -- Models and prompts
 
     @work(group="dialog", exclusive=True)
     async def action_pick(self, place: int) -> None:
-        reply = await self.session.ask("models")
-        if reply.error:
-            self.amigo.show_failure(reply.error)
+        state = self.state
+        question = ("The model on the left", "The model on the right")[place]
+        if not (ref := await choose_model(self, question, (state.left, state.right)[place])):
             return
-        rows = [row for table in reply.tables for row in model_rows(table) if row.can("compare")]
-        if not rows:
-            self.notify("there is no model yet: pull one on the Models screen (2)", severity="warning")
-            return
-        serves_library = bool(reply.notes) or not self.session.settings.ollama.use
-        before = (self.state.left, self.state.right)[place]
-        question = PickModel(
-            ("The model on the left", "The model on the right")[place],
-            overview(rows, roomy=False),
-            lambda ref: self._short(str(ref)),
-            before,
-        )
-        chosen = await self.app.push_screen_wait(question)
-        row = next((row for row in rows if row.ref == chosen), None)
-        if row:
-            ref = row.weights_ref(serves_library)
-            self.state.left, self.state.right = (ref, self.state.right) if place == 0 else (self.state.left, ref)
-            self._clear()
+        state.left, state.right = (ref, state.right) if place == 0 else (state.left, ref)
+        self._clear()
 
     def action_swap(self) -> None:
         self.state.left, self.state.right = self.state.right, self.state.left
@@ -331,17 +301,14 @@ class CompareScreen(AmigoScreen):
 
     def action_step(self, by: int) -> None:
         """Puts the next prompt of the set into the box, or the one before."""
-        if not self._set:
+        if self.prompt_set.prompts:
+            self._put(self.prompt_set.step(by))
+        else:
             self.action_open_set()
-            return
-        if self._from_set:
-            self.state.prompt_place += by
-        self._put_prompt()
 
-    def _put_prompt(self) -> None:
-        self.state.prompt_place = max(0, min(self.state.prompt_place, len(self._set) - 1))
-        self._from_set = self._set[self.state.prompt_place]
-        self.box.full_text = self._from_set
+    def _put(self, prompt: str) -> None:
+        self.state.prompt_set, self.state.prompt_place = self.prompt_set.path, self.prompt_set.place
+        self.box.replace_by(prompt)
         self.action_to_prompt()
         self._show_standing()
 
@@ -349,45 +316,33 @@ class CompareScreen(AmigoScreen):
     async def action_open_set(self) -> None:
         help = "a .jsonl with a `prompt` column, or a .txt or .md with one prompt a line or --- between them"
         path = await self.app.push_screen_wait(AskText("Ask the prompts of which file?", help, self.state.prompt_set))
-        if path and await self._read_set(path):
-            self.state.prompt_place = 0
-            self._put_prompt()
+        if path and await self._read_set(path, 0):
+            self._put(self.prompt_set.step(1))
 
     @work(group="set", exclusive=True)
-    async def _load_set(self, path: str) -> None:
-        if path:
-            await self._read_set(path)
+    async def _load_set(self) -> None:
+        await self._read_set(self.state.prompt_set, self.state.prompt_place)
 
-    async def _read_set(self, path: str) -> bool:
-        from amigo_local.evaluation.prompt_sets import read_prompts
-
-        self._set_path = path
+    async def _read_set(self, path: str, place: int) -> bool:
         try:
-            self._set = await asyncio.to_thread(read_prompts, Path(path))
+            await self.prompt_set.read(path, place)
         except AmigoError as error:
             self.amigo.show_failure(error)
             return False
-        self.state.prompt_set = path
-        self.state.prompt_place = min(self.state.prompt_place, len(self._set) - 1)
         self._show_standing()
         return True
 
     # -- Copying, and where the keys go
 
-    def action_copy_code(self) -> None:
-        code = "\n\n".join(self._pointed.code())
-        self._copy(code, "the code")
-
-    def action_copy_text(self) -> None:
-        self._copy(self._pointed.text, "the answer")
-
-    def _copy(self, text: str, what: str) -> None:
+    def action_copy(self, what: str) -> None:
+        view = self._pointed
+        side = "left" if view is self.views[0] else "right"
+        text = "\n\n".join(view.code()) if what == "code" else view.text
         if not text:
-            self.notify(f"there is nothing of {what} to copy on this side", severity="warning")
+            self.notify(f"there is no {what} on the {side} to copy", severity="warning")
             return
         self.app.copy_to_clipboard(text)
-        side = "left" if self._pointed is self.views[0] else "right"
-        self.notify(f"copied {what} on the {side}: {len(text.splitlines()):,} lines")
+        self.notify(f"copied the {what} on the {side}: {len(text.splitlines()):,} lines")
 
     @property
     def _pointed(self) -> AnswerView:
@@ -426,7 +381,7 @@ class CompareScreen(AmigoScreen):
             case "pick" | "swap" | "anew":
                 return not running
             case "step":
-                return bool(self._set) or parameters == (1,)
+                return bool(self.prompt_set.prompts) or parameters == (1,)
         return super().check_action(action, parameters)
 
     def commands(self) -> Iterable[SystemCommand]:
@@ -436,19 +391,13 @@ class CompareScreen(AmigoScreen):
         yield SystemCommand("Blind comparison", "Hide who is who until the vote", self.action_blind)
         yield SystemCommand("Open a prompt set", "Ask the prompts of a file one by one", self.action_open_set)
         yield SystemCommand("New conversation", "Forget the turns before", self.action_anew)
-        yield SystemCommand("Copy the answer", "All of the text of the pane in use", self.action_copy_text)
+        yield SystemCommand("Copy the answer", "All of the text of the pane in use", lambda: self.action_copy("text"))
 
 
-def _kept(prompts: list[str]) -> list[str]:
-    """The newest of them."""
-    kept: list[str] = []
-    room = _CHARACTERS_KEPT
-    for prompt in reversed(prompts[-PROMPTS_KEPT:]):
-        room -= len(prompt)
-        if room < 0:
-            break
-        kept.append(prompt)
-    return kept[::-1]
+def _brief(note: str) -> str:
+    """Its first clause and its last: `both fit: FIGURES: they answer at the same time`, but for the figures."""
+    first, *_, last = note.split(": ")
+    return note if note.count(": ") < 2 else f"{first}: {last}"
 
 
 SCREEN = CompareScreen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 
 from amigo_local.domain.errors import AmigoError, InputError
-from amigo_local.domain.events import MachineMeasured, Record, Table
+from amigo_local.domain.events import Record, Table
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.follow import JournalFollower
 from amigo_local.engine.journal import JOURNAL_NAME
@@ -27,6 +28,9 @@ from amigo_local.tui.widgets.work_view import Layers, WorkView
 
 _WORK = ("pull", "unpack", "register")
 """Runs that are shown here."""
+_LOOK_SECONDS = 1.0
+_LOOKED_AT = 10
+"""Of the runs only the newest can be going on unseen: their names begin with when they began."""
 
 
 class ModelActions(AmigoScreen):
@@ -218,12 +222,18 @@ class ModelActions(AmigoScreen):
         except InputError as error:
             self.amigo.show_failure(error)
 
-    def machine_measured(self, measured: MachineMeasured) -> None:
-        """What was begun elsewhere is shown too, as long as nothing else is followed."""
-        if not self.session.live:
-            for running in measured.running:
-                if running.title.split(" ")[0] in _WORK:
-                    self.run_worker(self.session.follow(running.run_id), group="follow", exclusive=True)
+    def on_mount(self) -> None:
+        self.set_interval(_LOOK_SECONDS, self._look_elsewhere)
+
+    def _look_elsewhere(self) -> None:
+        """What was begun by another process is shown too, as long as nothing else is followed."""
+        if self.session.live or not self.is_current:
+            return
+        with contextlib.suppress(OSError):  # no home yet
+            names = sorted(path.name for path in self.session.workspace.runs_dir.iterdir())
+            for name in reversed(names[-_LOOKED_AT:]):
+                if any(f"-{verb}" in name for verb in _WORK) and self.session.is_live(name):
+                    self.run_worker(self.session.follow(name), group="follow", exclusive=True)
                     return
 
     def run_updated(self, state: RunState, records: list[Record]) -> None:

@@ -27,7 +27,7 @@ from amigo_local.tui.widgets.work_view import WorkView
 
 DETAILS_AFTER_SECONDS = 0.2
 """Of rest: a cursor that passes asks for nothing."""
-_ROOMY = 105
+_ROOMY = 88
 """Columns that the list needs to show every property."""
 _NOTHING = """\
 [b]There is no model here yet.[/]
@@ -240,7 +240,8 @@ def _facts(row: ModelRow) -> list[Fact]:
     """What the list knows, in the words of `models show`."""
     table = overview([row], roomy=True)
     (texts,) = cells(table)
-    return [(column.name, text) for column, text in zip(table.columns, texts, strict=True) if column.name != "model"]
+    found = [(column.name, text) for column, text in zip(table.columns, texts, strict=True) if column.name != "model"]
+    return [*found, ("made from", str(row.made_from))] if row.made_from else found
 
 
 SCREEN = ModelsScreen

@@ -225,9 +225,12 @@ class RecipeScreen(AmigoScreen):
         event.stop()
         self.query_one(FormView).filter(event.value)
 
-    @on(Input.Submitted, "#filter")
-    def _filtered(self, event: Input.Submitted) -> None:
+    @on(Input.Submitted)
+    def _written(self, event: Input.Submitted) -> None:
         event.stop()
+        self.leave_field()
+
+    def leave_field(self) -> None:
         self.query_one(FormView).focus_first()
 
     def _help(self, text: str) -> None:

@@ -27,8 +27,8 @@ from amigo_local.tui.widgets.training_head import TrainingFacts, TrainingHead
 _NOTHING = """\
 Nothing was trained yet.
 
-A training that runs, here or elsewhere, shows here by itself. Begin one on the Loop screen (1), or with
-`amigo-local train RECIPE`; `g` shows an older run."""
+A training that runs, here or elsewhere, shows here by itself. Begin one on the Loop screen (1), or on a command line: \
+amigo-local train RECIPE. With g you look at an older run."""
 
 
 class TrainScreen(AmigoScreen):
@@ -38,7 +38,7 @@ class TrainScreen(AmigoScreen):
         TrainingHead { padding: 0 1; }
         #past { height: auto; padding: 0 1; color: $warning; display: none; }
         #nothing { height: 1fr; padding: 1 2; color: $text-muted; display: none; }
-        #across { padding: 0 1; display: none; }
+        #across { padding: 0 1; max-height: 3; display: none; }
         #side { width: 40; border-left: solid $border; }
         #down { padding: 0 1; }
         RecordLog { border-top: solid $border; padding: 0 1; min-height: 3; }
@@ -48,6 +48,7 @@ class TrainScreen(AmigoScreen):
         &.-narrow #main { layout: vertical; }
         &.-narrow #side { width: 1fr; height: 5; border-left: none; }
         &.-short #side, &.-short #small { display: none; }
+        &.-short #across { max-height: 1; }
         &.-empty #main, &.-empty #across { display: none; }
         &.-empty #nothing { display: block; }
     }
@@ -57,11 +58,10 @@ class TrainScreen(AmigoScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "tell('pause')", "Pause"),
         Binding("space", "tell('continue')", "Continue"),
-        Binding("s", "tell('stop')", "Stop after checkpoint"),
+        Binding("s", "tell('stop')", "Stop at checkpoint"),
         Binding("x", "cancel", "Cancel"),
         Binding("r", "resume", "Resume"),
-        Binding("right", "step(1)", "Other recipe", key_display="←→"),
-        Binding("left", "step(-1)", "Recipe before", show=False),
+        Binding("n", "step", "Other recipe"),
         Binding("g", "pick", "Older run"),
         Binding("escape", "back", "Back"),
     ]
@@ -74,17 +74,19 @@ class TrainScreen(AmigoScreen):
         """Recipe and fingerprint of the training whose figures are shown; None: the one at work."""
         self._logged: tuple[str, str] = ("", "")
         self._logged_seq = -1
+        self._offered: object = None
+        """What the keys in the footer depend on: making it anew takes longer than all the rest."""
 
     def body(self) -> ComposeResult:
         yield Static(id="past", markup=False)
         yield TrainingHead()
-        yield TrainingFacts(id="across")
+        yield TrainingFacts(as_list=False, id="across")
         yield Static(_NOTHING, id="nothing", markup=False)
         with Horizontal(id="main"):
             yield TrainingCurves()
             with Vertical(id="side"):
-                yield TrainingFacts(id="down")
-                yield RecordLog()
+                yield TrainingFacts(as_list=True, id="down")
+                yield RecordLog(with_stage=False)
 
     # -- What is shown
 
@@ -137,7 +139,10 @@ class TrainScreen(AmigoScreen):
         else:
             running = state.running if state and self.live else None
             head.say(f"{running.stage} comes before training: {running.summary}" if running else "")
-        self.refresh_bindings()
+        offered = (self.live, state and (state.paused, state.exit_code, len(state.trainings) > 1), self._past is None)
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
 
     def _log(self, state: RunState, stage: StageState) -> None:
         """What was said while training; the rest is on the Loop screen."""
@@ -198,11 +203,11 @@ class TrainScreen(AmigoScreen):
             return
         self._past, self._chosen = None, None
 
-    def action_step(self, by: int) -> None:
+    def action_step(self) -> None:
         state, stage = self.state, self.stage
         if state and stage:
             trainings = state.trainings
-            other = trainings[(trainings.index(stage) + by) % len(trainings)]
+            other = trainings[(trainings.index(stage) + 1) % len(trainings)]
             self._chosen = other.of, other.fingerprint
             self._draw()
 

@@ -176,10 +176,12 @@ class AnswerView(Vertical):
         while True:
             await self._news.wait()
             self._news.clear()
-            while waiting := [part for part in self._parts if part.waiting][:PARTS_AT_ONCE]:
+            while True:
                 began = time.monotonic()
-                await self._draw(waiting)
                 self._forget_the_first()
+                if not (waiting := [part for part in self._parts if part.waiting][:PARTS_AT_ONCE]):
+                    break
+                await self._draw(waiting)
                 self._rest_out_of_sight()
                 painted = asyncio.Event()
                 self.call_after_refresh(painted.set)

@@ -64,9 +64,10 @@ class Curves(Widget):
         self._strips: list[Strip] | None = None
         self._drawn_at = Size(0, 0)
 
-    def show(self, curves: Sequence[Curve]) -> None:
-        """Replaces what was shown."""
+    def show(self, curves: Sequence[Curve], title: str = "") -> None:
+        """Replaces what was shown; of several lines the first lies on top."""
         self._curves = tuple(curve for curve in curves if len(curve.steps))
+        self._title = title or self._title
         self._redraw()
 
     def on_mount(self) -> None:
@@ -89,7 +90,7 @@ class Curves(Widget):
 
     def _draw(self, width: int, height: int) -> list[Strip]:
         self._styles = self._make_styles()
-        lines = list(self._legend(width, max(1, min(_LEGEND_LINES, height - 4))))
+        lines = list(self._legend(width, max(1, min(_LEGEND_LINES, (height - 3) // 3))))
         across = bounds([curve.steps for curve in self._curves])
         up = bounds(
             [curve.values for curve in self._curves if curve.kind != "dots"],
@@ -100,10 +101,8 @@ class Curves(Widget):
         if across and up and height > len(lines):
             lines += self._plot(width, height - len(lines), across, up)
         lines += [[] for _ in range(height - len(lines))]
-        return [
-            Strip(segments).adjust_cell_length(width, self.rich_style).apply_style(self.rich_style)
-            for segments in lines[:height]
-        ]
+        style = self.rich_style
+        return [Strip(segments).adjust_cell_length(width, style).apply_style(style) for segments in lines[:height]]
 
     def _make_styles(self) -> list[Style]:
         """Of ink 0, faint; then a bright and a faint one of each colour."""
@@ -175,7 +174,8 @@ class Curves(Widget):
                 canvas.down - 1 - high * (value - low) for value in curve.values
             ]
 
-        for curve in sorted(self._curves, key=lambda curve: ("dots", "line", "marks").index(curve.kind)):
+        behind_to_front = [c for kind in ("dots", "line", "marks") for c in self._curves[::-1] if c.kind == kind]
+        for curve in behind_to_front:
             ink, (xs, ys) = self._ink(curve), place(curve)
             if curve.kind == "dots":
                 canvas.dots(xs, ys, ink)
@@ -198,7 +198,7 @@ class Curves(Widget):
         marks: dict[int, str] = {}
         for value in ticks(low, high, max(2, min(6, rows // 2))):
             dot = round((4 * rows - 1) * (high - value) / (high - low))
-            text = self._say(value)
+            text = self._say(value) if value else "0"
             if text not in marks.values():
                 marks[min(rows - 1, max(0, dot >> 2))] = text
         return marks
@@ -218,7 +218,9 @@ class Curves(Widget):
             rule[at] = "┴"
             text[start : start + len(label)] = label
             free_from = start + len(label) + 1
-        corner, below = (" " * (margin - 1) + "└", f"{cut('step', margin - 1):>{margin - 1}} ") if margin else ("", "")
+        corner, below = (
+            (" " * (margin - 1) + "└", f"{'step' if margin > 4 else '':>{margin - 1}} ") if margin else ("", "")
+        )
         return [
             [Segment(corner + "".join(rule), self._styles[0])],
             [Segment(below + "".join(text[:width]), self._styles[0])],

@@ -20,7 +20,9 @@ class Drawn(Widget):
         self.app.theme_changed_signal.subscribe(self, lambda theme: self.redraw())
 
     def redraw(self) -> None:
-        self.refresh(layout=True)
+        """Whatever lies beside it is laid out anew only when its height changes."""
+        width, height = self.size
+        self.refresh(layout=not width or len(self.draw(width)) != height)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return len(self.draw(width))

@@ -26,7 +26,6 @@ class LineageTree(Vertical):
         Tree { height: 1fr; padding: 0 1; background: $background; scrollbar-size: 1 1; }
         Tree:focus { background-tint: $background 0%; }
         .about { height: auto; max-height: 4; padding: 0 1; color: $text-muted; background: $boost; }
-        .none { padding: 0 1; color: $text-muted; }
     }
     """
 
@@ -44,7 +43,6 @@ class LineageTree(Vertical):
         tree = Tree[Ancestor]("")
         tree.show_root, tree.auto_expand, tree.guide_depth = False, False, 3
         yield tree
-        yield Static(_NONE, classes="none")
         yield Static(classes="about", markup=False)
 
     @property
@@ -56,11 +54,7 @@ class LineageTree(Vertical):
         self._listed = frozenset(listed)
         tree = self.tree
         tree.root.remove_children()
-        tree.display = lineage is not None
-        self.query_one(".none").display = lineage is None
-        about = self.query_one(".about", Static)
-        about.update("")
-        about.display = lineage is not None
+        self.query_one(".about", Static).update("" if lineage else _NONE)
         if lineage:
             self._add(tree.root, lineage.origin)
             if lineage.made_from_it:

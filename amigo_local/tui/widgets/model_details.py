@@ -12,21 +12,19 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import ContentSwitcher, Static, TextArea
+from textual.widgets import ContentSwitcher, Static
 
 from amigo_local.domain.events import LineageShown, Note, StageFailed, Table
 from amigo_local.presentation.formats import format_value
 from amigo_local.presentation.visible_text import visible
 from amigo_local.tui.widgets.lineage_tree import LineageTree
+from amigo_local.tui.widgets.long_text import LongText
 from amigo_local.tui.widgets.model_facts import Fact, ModelFacts
 
 PAGES = {"facts": "About", "texts": "Template", "lineage": "Lineage"}
 _TEXTS = ("template", "system", "chat template of the file")
 """Properties that are whole texts."""
 _LAST = ("reference", "files", "digest")
-_CHUNK = 2000
-"""A line of a text is broken after so many characters: no terminal shows a longer one at once, and wrapping one of
-200,000 takes a second."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class ModelDetails(Vertical):
         #title { width: 1fr; padding: 0 1; text-align: right; text-wrap: nowrap; text-overflow: ellipsis; }
         ContentSwitcher { height: 1fr; }
         #facts { height: 1fr; scrollbar-size-vertical: 1; }
-        #texts { height: 1fr; border: none; padding: 0 1; background: $background; scrollbar-size-vertical: 1; }
+        #texts { padding: 0 1; }
         #lineage { height: 1fr; }
         &:focus-within #pages { background: $primary 15%; }
     }
@@ -109,7 +107,7 @@ class ModelDetails(Vertical):
         with ContentSwitcher(initial="facts"):
             with VerticalScroll(id="facts"):
                 yield ModelFacts()
-            yield TextArea(id="texts", read_only=True, soft_wrap=True, show_cursor=False, highlight_cursor_line=False)
+            yield LongText(id="texts")
             yield LineageTree(id="lineage")
 
     def on_mount(self) -> None:
@@ -121,7 +119,7 @@ class ModelDetails(Vertical):
         self._title(title)
         notes = [note.text + (f"\n{note.fix}" if note.fix else "") for note in answer.notes if note.level != "info"]
         self.query_one(ModelFacts).show(answer.facts, answer.tensors, notes, answer.error)
-        self.query_one("#texts", TextArea).load_text(_written(answer.texts))
+        self.query_one(LongText).show(_written(answer.texts))
         self.query_one(LineageTree).show(answer.lineage, listed)
         self.query_one("#facts").scroll_home(animate=False)
 
@@ -129,7 +127,7 @@ class ModelDetails(Vertical):
         """What the list says of it, until the rest is there."""
         self._title(title)
         self.query_one(ModelFacts).show(facts)
-        self.query_one("#texts", TextArea).load_text("…")
+        self.query_one(LongText).show("…")
         self.query_one(LineageTree).show(None, ())
 
     def _title(self, title: str) -> None:
@@ -166,10 +164,4 @@ class ModelDetails(Vertical):
 
 
 def _written(texts: Sequence[Fact]) -> str:
-    return "\n\n".join(f"── {name} ──\n{_broken(visible(text))}" for name, text in texts)
-
-
-def _broken(text: str) -> str:
-    return "\n".join(
-        line[start : start + _CHUNK] for line in text.split("\n") for start in range(0, max(1, len(line)), _CHUNK)
-    )
+    return "\n\n".join(f"── {name} ──\n{text}" for name, text in texts)

@@ -28,7 +28,7 @@ _SHOWN = (
     Column("quantization"),
     Column("context", "count"),
 )
-_ROOMY = (*_SHOWN[:3], Column("architecture"), *_SHOWN[3:], Column("made from"))
+_ROOMY = (*_SHOWN[:3], Column("architecture"), *_SHOWN[3:])
 
 
 class ModelRow(msgspec.Struct, frozen=True):
@@ -71,7 +71,6 @@ def overview(rows: Sequence[ModelRow], *, roomy: bool) -> Table:
         "architecture": lambda row: row.architecture,
         "quantization": lambda row: row.quantization,
         "context": lambda row: row.context,
-        "made from": lambda row: row.made_from,
     }
     return Table("Models", columns, tuple(tuple(values[column.name](row) for column in columns) for row in rows))
 

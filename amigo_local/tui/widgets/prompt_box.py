@@ -76,6 +76,14 @@ class PromptBox(TextArea):
     def full_text(self, text: str) -> None:
         self._show(self._hold(text) if self._is_long(text) else text)
 
+    def replace_by(self, text: str) -> None:
+        """What was being written joins the history: arrow up brings it back."""
+        if self._place is None and self.text.strip() and self.full_text not in self.prompts:
+            self.prompts.append(self.full_text)
+        self._place, self._edited = None, {}
+        self._show("")
+        self.full_text = text
+
     def _show(self, text: str) -> None:
         self.load_text(text)
         self.move_cursor(self.document.end)

@@ -53,10 +53,15 @@ class Entry:
 
 
 class RecordLog(ScrollView, can_focus=True):
-    DEFAULT_CSS = "RecordLog { height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; overflow-y: auto; }"
+    DEFAULT_CSS = """
+    RecordLog {
+        height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable;
+    }
+    """
 
-    def __init__(self, *, id: str | None = None, most_entries: int = MOST_ENTRIES) -> None:
+    def __init__(self, *, with_stage: bool = True, most_entries: int = MOST_ENTRIES, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._stage_width = _STAGE + 1 if with_stage else 0
         self._entries: deque[tuple[Entry, int]] = deque()
         """With how many lines each takes."""
         self._lines: deque[Strip] = deque()
@@ -115,14 +120,14 @@ class RecordLog(ScrollView, can_focus=True):
         clock = "" if entry.time is None else time.strftime("%H:%M:%S", time.localtime(entry.time))
         before = 9 if self._width >= _ROOMY else 6
         muted, ink = Style(color=self._muted()), self._tone_style(entry.tone)
-        room = max(10, self._width - before - _STAGE - 1)
+        room = max(10, self._width - before - self._stage_width)
         rows = list(folded(visible(entry.text[:_MOST_CHARACTERS]), room))
         for place, row in enumerate(rows):
             first = place == 0
             yield Strip(
                 [
                     Segment(fitted(clock[: before - 1] if first else "", before), muted),
-                    Segment(fitted(entry.stage if first else "", _STAGE) + " ", muted),
+                    Segment(fitted(fitted(entry.stage if first else "", _STAGE), self._stage_width), muted),
                     Segment(row, ink),
                 ]
             )

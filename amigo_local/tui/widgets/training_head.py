@@ -14,8 +14,6 @@ from amigo_local.tui.widgets.status_signs import COLORS, GLYPHS
 
 _BAR = 12
 """The shortest bar that is worth a place."""
-_LIST = 50
-"""Narrower than this, each fact has a line of its own."""
 
 
 class TrainingHead(Drawn):
@@ -23,12 +21,12 @@ class TrainingHead(Drawn):
 
     def __init__(self) -> None:
         super().__init__()
-        self._name = self._text = ""
+        self._whose, self._text = "", ""
         self._standing: Standing | None = None
 
     def show(self, name: str, standing: Standing) -> None:
-        if (name, standing) != (self._name, self._standing):
-            self._name, self._standing = name, standing
+        if (name, standing) != (self._whose, self._standing):
+            self._whose, self._standing = name, standing
             self.redraw()
 
     def say(self, text: str) -> None:
@@ -46,21 +44,22 @@ class TrainingHead(Drawn):
         share = "" if standing.share is None else f"{100 * standing.share:.0f} %"
         after = "  ".join(text for text in (share, standing.text, standing.remaining) if text)
         room = width - len(head) - cell_len(after) - 4
-        name = cut(self._name, max(0, room))
+        name = cut(self._whose, max(0, room))
         bar = room - cell_len(name) - 2
         if standing.share is None or bar < _BAR:
             line = Content.assemble(head, "  ", (name, "bold"), "  ", after)
-            return [line if line.cell_length <= width else Content(cut(line.plain, width))]
+            return [line if line.cell_length <= width else Content(cut(str(line), width))]
         filled = round(bar * min(1.0, standing.share))
         drawn = Content.assemble(("█" * filled, COLORS[status]), ("░" * (bar - filled), "dim"))
         return [Content.assemble(head, "  ", (name, "bold"), "  ", drawn, "  ", after)]
 
 
 class TrainingFacts(Drawn):
-    """A list where it is narrow; one after the other where it is wide."""
+    """Each fact with a line of its own, or one after the other."""
 
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, *, as_list: bool, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._as_list = as_list
         self._facts: tuple[tuple[str, str], ...] = ()
 
     def show(self, facts: Sequence[tuple[str, str]]) -> None:
@@ -69,7 +68,7 @@ class TrainingFacts(Drawn):
             self.redraw()
 
     def draw(self, width: int) -> list[Content]:
-        if width < _LIST:
+        if self._as_list:
             labels = max((cell_len(label) for label, _ in self._facts), default=0) + 2
             return [
                 Content.assemble((fitted(label, labels), MUTED), cut(text, width - labels))

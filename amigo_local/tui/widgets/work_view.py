@@ -17,9 +17,15 @@ from amigo_local.tui.widgets.ink import cut, fitted
 from amigo_local.tui.widgets.status_signs import COLORS, GLYPHS
 
 _MOST_LAYERS = 4
+_LOW = 16
+"""Lines of a terminal below which only the layer on its way is shown."""
 _LABEL = 18
 _AMOUNT = 22
 """`1023.9 MiB of 3.3 GiB`."""
+_REST = 30
+"""`1023.9 MiB/s, 59 min 59 s left`."""
+_SHARE = 5
+_SHORTEST_BAR, _LONGEST_BAR = 8, 40
 _LEAST_SECONDS = 0.5
 """A speed from less is a guess."""
 
@@ -106,6 +112,8 @@ class WorkView(Drawn):
         if not self._live:
             return
         parts = list(self._layers.parts.values())
+        if self.app.size.height < _LOW:
+            parts = [part for part in parts if part.done < part.total][-1:]
         if len(parts) > _MOST_LAYERS:
             yield Content.styled(f"  … and {len(parts) - _MOST_LAYERS} before", "dim")
         for part in parts[-_MOST_LAYERS:]:
@@ -131,21 +139,24 @@ class WorkView(Drawn):
 
 
 def _line(part: Layer, width: int) -> Content:
-    """`layer ab12cd  ██████░░░░  1.2 of 3.3 GiB  12.3 MiB/s, 2 min 05 s left`; the tail only where it has room."""
+    """`layer ab12cd  ██████░░░░  1.2 of 3.3 GiB  12.3 MiB/s, 2 min 05 s left`; what has no room is left out."""
     done = part.done >= part.total
+    share = f"{100 * part.done / part.total:.0f} %"
     amount = fitted(_amount(part), _AMOUNT, right=True)
-    tail = "✓" if done else _rest(part)
-    bar = width - 2 - _LABEL - 1 - 2 - _AMOUNT - 2 - max(1, len(tail))
-    if bar < 8:
-        tail = "✓" if done else f"{100 * part.done / part.total:.0f} %"
-        bar = max(4, width - 2 - _LABEL - 1 - 2 - _AMOUNT - 2 - 5)
+    bar = min(_LONGEST_BAR, width - 2 - _LABEL - 1 - 2 - _AMOUNT - 2 - _REST)
+    rest = "✓" if done else _rest(part) or share
+    if bar < _SHORTEST_BAR:
+        rest = "✓" if done else share
+        bar = min(_LONGEST_BAR, width - 2 - _LABEL - 1 - 2 - _AMOUNT - 2 - _SHARE)
+    if bar < _SHORTEST_BAR:
+        return Content(cut(f"  {visible(part.label)}  {_amount(part)}  {rest}", width))
     filled = round(bar * min(1.0, part.done / part.total))
     return Content.assemble(
         f"  {fitted(visible(part.label), _LABEL)} ",
         ("█" * filled, "$success" if done else "$primary"),
         ("░" * (bar - filled), "dim"),
         f"  {amount}  ",
-        (tail, "$success" if done else "dim"),
+        (rest, "$success" if done else "dim"),
     )
 
 
@@ -158,7 +169,8 @@ def _amount(part: Layer) -> str:
 
 
 def _rest(part: Layer) -> str:
+    """Empty until a speed is known."""
     rate = part.per_second
     if not rate or part.unit != "bytes":
-        return f"{100 * part.done / part.total:.0f} %"
+        return ""
     return f"{format_size(rate)}/s, {format_seconds((part.total - part.done) / rate)} left"
