@@ -41,8 +41,9 @@ class AmigoApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             # A digit, or its function key where one is writing.
-            Binding(f"{place},f{place}", f"app.show_screen('{name}')", title, show=False)
+            Binding(f"{key}{place}", f"app.show_screen('{name}')", title, show=False, priority=key == "f")
             for place, (name, title) in enumerate(SCREENS.items(), start=1)
+            for key in ("", "f")
         ),
         Binding("ctrl+t", "toggle_light", "Light/dark", show=False),
         Binding("ctrl+e", "show_details", "Error details", show=False),

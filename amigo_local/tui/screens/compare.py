@@ -396,8 +396,8 @@ class CompareScreen(AmigoScreen):
 
 def _brief(note: str) -> str:
     """Its first clause and its last: `both fit: FIGURES: they answer at the same time`, but for the figures."""
-    first, *_, last = note.split(": ")
-    return note if note.count(": ") < 2 else f"{first}: {last}"
+    clauses = note.split(": ")
+    return note if len(clauses) < 3 else f"{clauses[0]}: {clauses[-1]}"
 
 
 SCREEN = CompareScreen
