@@ -10,7 +10,7 @@ CMAKE_DEFAULTS = -DLLAVA_BUILD=OFF $(if $(NO_AMX),-DCMAKE_C_FLAGS='$(NO_AMX)' -D
 PIP = CMAKE_ARGS="$${CMAKE_ARGS:-$(CMAKE_DEFAULTS)}" $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow check bench bench-gpu clean
+.PHONY: demo test test-slow check bench bench-gpu screenshots clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,12 +43,17 @@ check: $(VENV)/.dev
 # Prints the figures of docs/measurements.md, measured here and now.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/tui.py
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/weights.py
 
 # On a machine with a card: peaks, speed and copies at Gemma-3-12B's shape; goes on where it was cut.
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/qlora_12b.py --vram 6GiB
+
+# Pictures of the app for the docs; the first time runs the demo for them. Debian: bubblewrap chromium fonts-firacode.
+screenshots: $(VENV)/.dev
+	$(BIN)/python docs/make_screenshots.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

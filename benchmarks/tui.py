@@ -2,7 +2,7 @@
 and how much memory is held, at rest and while a run writes 20,000 records a second.
 
 `python benchmarks/tui.py [--runs N] [--seconds N] [--peer NAME MARKER COMMAND]`; a peer's first screen is there when
-MARKER was drawn, e.g. `--peer posting Send /path/to/posting`.
+MARKER was drawn, e.g. `--peer harlequin Quit /path/to/harlequin`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from amigo_local.presentation.smoothing import smoothed
+from amigo_local.presentation.smoothing import MOST_POINTS, course, smoothed, thinned
 
 
 def by_definition(steps: list[float], values: list[float], span: float) -> list[float]:
@@ -48,3 +48,21 @@ def test_few_points_constants_and_what_is_not_finite() -> None:
     assert smoothed([1, 2, 3], [2.0, 2.0, 2.0]) == pytest.approx([2.0] * 3)
     course = smoothed([1, 2, 3], [1.0, math.nan, 1.0])
     assert course[0] == course[2] == pytest.approx(1.0) and math.isnan(course[1])
+
+
+def test_a_course_of_many_points_is_that_of_all_of_them() -> None:
+    steps = [float(i) for i in range(4001)]
+    values = [1 + math.sin(i / 500) + 0.3 * math.sin(i * 1.7) for i in steps]
+    whole = smoothed(steps, values)
+    places, means = course(steps, values)
+    assert len(places) == len(means) <= MOST_POINTS and places[-1] == 4000
+    near = [whole[round(place)] for place in places]
+    assert max(abs(a - b) for a, b in zip(near, means, strict=True)) < 0.02
+    assert course(steps[:9], values[:9]) == (steps[:9], smoothed(steps[:9], values[:9]))
+
+
+def test_thinning_keeps_means_and_leaves_out_what_is_not_finite() -> None:
+    values = [1.0, 3.0] * MOST_POINTS
+    values[0] = math.nan
+    steps, means = thinned(range(2 * MOST_POINTS), values)
+    assert means == [3.0] + [2.0] * (MOST_POINTS - 1) and steps[:2] == [0.5, 2.5]

@@ -80,7 +80,7 @@ def test_nothing_yet_is_said() -> None:
 def test_several_curves_are_told_apart_without_colour() -> None:
     text = drawn([Curve(f"recipe {n}", range(50), [n] * 50, n, glyph=str(n)) for n in range(1, 6)], (60, 16))
     assert all(f"{n} recipe {n} {n}" in text for n in range(1, 6))
-    ends = [line[-1] for line in text.splitlines() if line[-1:] in "12345" and "│" in line or "┤" in line]
+    ends = [line[-1] for line in text.splitlines() if (line[-1:] in "12345" and "│" in line) or "┤" in line]
     assert ends == ["5", "4", "3", "2", "1"]
 
 

@@ -52,7 +52,7 @@ def test_a_flood_loses_nothing_of_its_end_and_keys_are_answered_meanwhile(tmp_pa
     # Loosely, since other tests run beside it; benchmarks/tui.py is for the figures.
     assert len(found.answers) >= 5 and statistics.median(found.answers) < 0.3
     assert found.grown_bytes < 60e6
-    assert found.late_seconds < 2
+    assert found.late_seconds < 10
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_ten_seconds_of_it_are_answered_as_soon_and_take_no_more_memory(tmp_path
     found = flooded(tmp_path, 10)
     assert statistics.median(found.answers) < 0.05 * 2  # half of this machine is busy writing
     assert found.grown_bytes < 60e6
-    assert found.late_seconds < 2
+    assert found.late_seconds < 10
 
 
 def test_resizing_in_the_middle_of_it_leaves_a_whole_screen_each_time(tmp_path: Path) -> None:

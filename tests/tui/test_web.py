@@ -14,10 +14,16 @@ from urllib.parse import urlsplit
 import aiohttp
 import psutil
 import pytest
+from PIL import Image
 
+from amigo_local.domain.modelfile import Modelfile
+from amigo_local.serving.ollama_server import OllamaServer
+from amigo_local.tui.saved_state import CompareState, SavedState, write_state
 from amigo_local.tui.web import is_loopback
 from tests.support.browser import Browser
 from tests.support.command_line import SCRIPT, amigo, environment
+from tests.support.ollama_server import RealOllama
+from tests.support.tiny_gguf import write_tiny_llama
 
 ON_ITS_FIRST_SCREEN = "Doctor"
 
@@ -73,6 +79,24 @@ def test_a_browser_gets_the_app_and_keys_reach_it_without_a_click(served: Served
         browser.wait_for(lambda: "Search for commands" in browser.received[before:])
         assert [line for line in browser.console if not line.startswith("ping=")] == []
         assert {urlsplit(url).netloc for url in browser.requested} == {urlsplit(served.url).netloc}
+
+
+def test_two_models_are_compared_in_the_browser(tmp_path: Path, ollama_server: RealOllama) -> None:
+    server, tags = OllamaServer(ollama_server.host), ("web-left:latest", "web-right:latest")
+    for seed, tag in enumerate(tags):
+        server.create(tag, write_tiny_llama(tmp_path / f"{seed}.gguf", seed=seed), Modelfile(), lambda event: None)
+    write_state(tmp_path / "home", SavedState(compare=CompareState(left=tags[0], right=tags[1])))
+    with Served(tmp_path / "home", "--screen", "compare", ollama=ollama_server.url) as served, Browser() as browser:
+        browser.open(served.url)
+        browser.wait_for(lambda: all(tag in browser.received for tag in tags), 20)
+        browser.wait_for("document.activeElement.classList.contains('xterm-helper-textarea')")
+        browser.type("Write a loop")
+        browser.wait_for(lambda: "loop" in browser.received)
+        browser.press("Enter")
+        browser.wait_for(lambda: browser.received.count(" tok/s") >= 2 and "which is better?" in browser.received, 60)
+        browser.screenshot(tmp_path / "compared.png")
+    picture = Image.open(tmp_path / "compared.png").convert("RGB")
+    assert picture.size == (1280, 800) and len(picture.getcolors(1 << 20) or ()) > 50
 
 
 def status_of(url: str, **headers: str) -> int:

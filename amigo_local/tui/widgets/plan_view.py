@@ -106,5 +106,5 @@ def _levers(memory: MemoryPlan | None) -> Content:
         text = "$name [b]$chosen[/] [dim]instead of $other[/]"
         lines.append(Content.from_markup(text, name=name, chosen=lever.chosen, other=lever.other))
         if said := lever_sentence(lever):
-            lines.append(Content.from_markup("  [$text-muted]$said[/]", said=said))
+            lines.append(Content.from_markup("  [$foreground 60%]$said[/]", said=said))
     return Content("\n").join(lines)

@@ -84,20 +84,24 @@ class ScreenBar(Horizontal):
 
 def run_sign(state: RunState, live: bool) -> str:
     """The same in a few cells: `▶ 34 %`."""
+    share = _share(state)
+    return f"▶ {share}" if share and live and not state.paused else run_line(state, live)[:1]
+
+
+def _share(state: RunState) -> str:
+    """Of the stage that runs; while a training is evaluated, that evaluation's is none of it."""
     stage = state.running
-    if stage and live and not state.paused and stage.progress and stage.progress.total:
-        return f"▶ {100 * stage.progress.done / stage.progress.total:.0f} %"
-    return run_line(state, live)[:1]
+    progress = stage.progress if stage else None
+    if not stage or not progress or not progress.total or (stage.stage == "train" and progress.unit != "steps"):
+        return ""
+    return f"{100 * progress.done / progress.total:.0f} %"
 
 
 def run_line(state: RunState, live: bool) -> str:
     """`▶ train 34 %`: the shortest that tells where it is."""
     stage = state.running
     if stage and live:
-        share = ""
-        if stage.progress and stage.progress.total:
-            share = f" {100 * stage.progress.done / stage.progress.total:.0f} %"
-        return f"‖ {stage.stage} paused" if state.paused else f"▶ {stage.stage}{share}"
+        return f"‖ {stage.stage} paused" if state.paused else f"▶ {stage.stage} {_share(state)}".rstrip()
     if live:
         return f"▶ {state.verb}"
     if state.exit_code == 0:
