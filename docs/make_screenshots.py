@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
 import re
 import shutil
@@ -102,7 +101,7 @@ def _to_png(drawings: Sequence[Path]) -> None:
         with Browser((round(width), round(height))) as browser:
             browser.open(drawing.as_uri())
             browser.screenshot(png)
-        few = Image.open(io.BytesIO(png.read_bytes())).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        few = Image.open(png).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
         few.save(IMAGES / f"{drawing.stem}.png", optimize=True)
         print(IMAGES / f"{drawing.stem}.png")
 
@@ -165,9 +164,15 @@ async def _take(picture: Picture, app: AmigoApp, pilot: Pilot[None]) -> None:
     app.action_show_screen(picture.screen)
     await _settle(pilot)
     await pilot.press(*({" ": "space", ".": "full_stop"}.get(key, key) for key in picture.keys))
-    await until(pilot, lambda: bool(re.search(picture.there, screen_text(app))), 600)
+    await until(pilot, lambda: bool(re.search(picture.there, screen_text(app))), 300)
     await _settle(pilot)
-    (SHOWN_AS / "svg" / f"{picture.name or picture.screen}.svg").write_text(app.export_screenshot())
+    (SHOWN_AS / "svg" / f"{picture.name or picture.screen}.svg").write_text(_as_typed(app.export_screenshot()))
+
+
+def _as_typed(svg: str) -> str:
+    """Without Fira Code's ligatures, which terminals don't show either."""
+    plain = "font-family: Fira Code, monospace;"
+    return svg.replace(plain, f"{plain} font-variant-ligatures: none;")
 
 
 async def _settle(pilot: Pilot[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -70,6 +71,9 @@ class AmigoApp(App[None]):
 
     def _begin(self) -> None:
         """What may wait until something is on the screen."""
+        # What is there now stays: without it in every collection, a key never waits for one.
+        gc.collect()
+        gc.freeze()
         self.run_worker(self._open_session(), name="session")
         self.set_interval(STATUS_SECONDS, self._measure)
 

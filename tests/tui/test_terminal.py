@@ -88,4 +88,4 @@ def test_the_loop_is_typed_through_left_twice_and_its_models_compared(trained: H
         terminal.keys("C-q")
         assert terminal.exit_code() == 0
     ((_, vote),), _ = read_votes(home / VOTES_FILE)
-    assert vote.prompt == "Write a function" and vote.chosen_model == "tiny-refined:latest"
+    assert vote.prompt == "Write a function" and vote.chosen_model == "ollama:tiny-refined:latest"

@@ -107,7 +107,7 @@ class CompareScreen(AmigoScreen):
 
     def shown(self) -> None:
         if self.state.prompt_set and not self.prompt_set.path:
-            self._load_set()
+            self.run_worker(self._read_set(self.state.prompt_set, self.state.prompt_place), group="set", exclusive=True)
         self._show_all()
 
     def _show_all(self) -> None:
@@ -131,13 +131,13 @@ class CompareScreen(AmigoScreen):
         comparison = self.comparison
         parts = []
         if comparison.can_vote:
-            parts.append("which is better?  l  r  t  d" if not self.box.has_focus else "which is better?  escape votes")
+            parts.append("escape, then vote" if self.box.has_focus else "which is better?")
         elif comparison.vote:
             parts.append(f"voted: {self._verdict(comparison.vote)}")
         if comparison.turns:
             parts.append(f"turn {comparison.turns + 1}")
         parts += [part for part in (str(self.prompt_set), "blind" if self.state.blind else "") if part]
-        self.query_one("#standing", Static).update(Content("  ·  ".join(parts)))
+        self.query_one("#standing", Static).update(Content(" · ".join(parts)))
         self.query_one("#note", Static).update(Content(_brief(self._note)))
         self.query_one("#note", Static).tooltip = Content(self._note) if self._note else None
 
@@ -213,7 +213,7 @@ class CompareScreen(AmigoScreen):
                 if place is None:
                     return
                 view = self.views[place]
-                view.say("")
+                view.say("" if view.text or isinstance(event, TokenGenerated) else "it said nothing")
                 if isinstance(event, TokenGenerated):
                     view.append(event.text)
                 else:
@@ -318,10 +318,6 @@ class CompareScreen(AmigoScreen):
         path = await self.app.push_screen_wait(AskText("Ask the prompts of which file?", help, self.state.prompt_set))
         if path and await self._read_set(path, 0):
             self._put(self.prompt_set.step(1))
-
-    @work(group="set", exclusive=True)
-    async def _load_set(self) -> None:
-        await self._read_set(self.state.prompt_set, self.state.prompt_place)
 
     async def _read_set(self, path: str, place: int) -> bool:
         try:
