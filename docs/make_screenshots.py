@@ -55,14 +55,14 @@ class Picture(NamedTuple):
     """Of its file; empty: the screen's."""
 
 
+BEFORE = (Picture("recipe", r"a  process"),)
 WHILE_TRAINING = (
     Picture("loop", r"train +running .* [5-9]\d %"),
     Picture("train", r"[5-9]\d %"),
     Picture("loop", r"train +running .* [5-9]\d %", ["ctrl+t"], name="light"),
 )
 AFTERWARDS = (
-    Picture("models", re.escape(NEW), ["down"]),
-    Picture("recipe", r"a  process"),
+    Picture("models", "adapter(.|\\n)*base", ["right_square_bracket", "right_square_bracket"]),
     Picture("compare", r"tok/s(.|\n)*which is better", [*PROMPT, "enter"]),
     Picture("evaluate", "humaneval"),
     Picture("runs", "demo"),
@@ -137,6 +137,8 @@ async def _take_all(home: Path, finished: float) -> None:
         app.session.saved.choice.recipe = ["demo"]
         app.session.saved.choice.model = f"ollama:{OLD}"
         app.session.saved.choice.overrides = [f"train.seed={time.time_ns() % 1_000_000_000}"]  # never trained before
+        for picture in BEFORE:
+            await _take(picture, app, pilot)
         run_id = await app.session.start_loop("run", app.session.loop_params())
         for picture in WHILE_TRAINING:
             await _take(picture, app, pilot)

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -41,10 +42,8 @@ class AmigoApp(App[None]):
     DEFAULT_MODE = "loop"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            # A digit, or its function key where one is writing.
-            Binding(f"{key}{place}", f"app.show_screen('{name}')", title, show=False, priority=key == "f")
+            Binding(str(place), f"app.show_screen('{name}')", title, show=False)
             for place, (name, title) in enumerate(SCREENS.items(), start=1)
-            for key in ("", "f")
         ),
         Binding("ctrl+t", "toggle_light", "Light/dark", show=False),
         Binding("ctrl+e", "show_details", "Error details", show=False),
@@ -101,8 +100,9 @@ class AmigoApp(App[None]):
 
     def _measure(self) -> None:
         if any(screen.SHOWS_MACHINE for screen in self._amigo_screens()):
-            self.run_worker(self._ask_status(), group="status", exclusive=True, exit_on_error=False)
+            self._ask_status()
 
+    @work(group="status", exclusive=True, exit_on_error=False)
     async def _ask_status(self) -> None:
         reply = await self.session.ask("status")
         if measured := reply.first(MachineMeasured):

@@ -45,7 +45,7 @@ def text_of(widget: Static) -> str:
 def test_every_screen_is_one_key_away_and_is_there_again_after_a_restart(tmp_path: Path) -> None:
     async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
         for key, name in enumerate(SCREENS, start=1):
-            await pilot.press(f"f{key}")
+            await pilot.press("escape", str(key))
             await pilot.pause()
             assert shown(app) == name
         await app.session.close()

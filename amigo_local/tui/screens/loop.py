@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from textual import work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -154,8 +155,9 @@ class LoopScreen(AmigoScreen):
             self._say_problem(None)
             self._draw()
             return
-        self.run_worker(self._ask_plan(), group="plan", exclusive=True)
+        self._ask_plan()
 
+    @work(group="plan", exclusive=True)
     async def _ask_plan(self) -> None:
         mark, asked_at = self._choice_mark(), self.session.clock()
         if not self._plan:

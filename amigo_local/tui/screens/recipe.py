@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -101,8 +101,8 @@ class RecipeScreen(AmigoScreen):
         choice = self.session.saved.choice
         self.query_one(RecipeBar).show_asked(RecipeBar.Asked(choice.model, choice.vram, choice.ram))
         self._plans.forget()
-        self.run_worker(self._open(), group="open", exclusive=True)
-        self.run_worker(self._ask_models(), group="models", exclusive=True)
+        self._open_soon()
+        self._ask_models()
 
     def commands(self) -> Iterable[SystemCommand]:
         yield SystemCommand("Pick a recipe", "of those that ship and your own (p)", self.action_pick)
@@ -112,6 +112,10 @@ class RecipeScreen(AmigoScreen):
         yield SystemCommand("Take the nearest change that fits", "as the plan names it (f)", self.action_fit)
 
     # -- What there is to choose
+
+    @work(group="open", exclusive=True)
+    async def _open_soon(self) -> None:
+        await self._open()
 
     async def _open(self) -> None:
         """Lists the recipes, and shows the chosen one if it isn't shown already."""
@@ -128,6 +132,7 @@ class RecipeScreen(AmigoScreen):
         else:
             self.plan_soon()
 
+    @work(group="models", exclusive=True)
     async def _ask_models(self) -> None:
         """Names to complete the model's with: what is here, and shapes that ship for planning."""
         from amigo_local.stages._shapes import shape_names
