@@ -12,11 +12,11 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from amigo_local.domain.events import Note, Table
-from amigo_local.presentation.formats import cells, is_numeric
+from amigo_local.domain.events import Note
 from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.widgets.drawn import Drawn
+from amigo_local.tui.widgets.facts import Facts
 from amigo_local.tui.widgets.ink import MUTED, folded
 
 _SIGNS = {"good": ("✓", "$success"), "warning": ("!", "$warning"), "problem": ("✗", "$error"), "info": ("·", MUTED)}
@@ -45,32 +45,6 @@ class Finding(Drawn):
             Content.assemble(("  fix: " if place == 0 else "       ", MUTED), (line, "$primary"))
             for place, line in enumerate(fixes)
         ]
-        return lines
-
-
-class Facts(Drawn):
-    """A table as it is read, not chosen from; its last column folds."""
-
-    DEFAULT_CSS = "Facts { height: auto; padding: 0 1; margin-top: 1; }"
-
-    def __init__(self, table: Table) -> None:
-        super().__init__()
-        self._table = table
-
-    def draw(self, width: int) -> list[Content]:
-        table = self._table
-        rows = [[column.name for column in table.columns], *cells(table)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        last = max(12, width - sum(widths[:-1]) - 2 * (len(widths) - 1))
-        lines = [Content(table.title).stylize("bold")]
-        for place, row in enumerate(rows):
-            before = "".join(
-                f"{text.rjust(wide) if is_numeric(column) else text.ljust(wide)}  "
-                for text, wide, column in zip(row[:-1], widths, table.columns, strict=False)
-            )
-            for number, piece in enumerate(folded(row[-1], last)):
-                line = (before if number == 0 else " " * len(before)) + piece
-                lines.append(Content(line).stylize(MUTED) if place == 0 else Content(line))
         return lines
 
 

@@ -1,0 +1,90 @@
+"""Cleaning: what could be freed on disk, before it is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Static
+
+from amigo_local.domain.units import format_size
+from amigo_local.tui.session import Session
+from amigo_local.tui.widgets.table_view import TableView
+
+
+class Cleaning(ModalScreen[str]):
+    """Answers with what was freed, in words; empty: nothing was."""
+
+    DEFAULT_CSS = """
+    Cleaning {
+        align: center middle;
+        Vertical { width: 96%; height: 84%; border: round $warning; background: $surface; padding: 0 1; }
+        Static { height: auto; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss('')", "Leave all"),
+        Binding("y", "free", "Free it"),
+        Binding("a", "older", "Older runs too"),
+    ]
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        self._all = False
+        self._bytes: int | None = None
+        """What could be freed; None while that isn't known."""
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static("looking for what isn't needed…", id="what", markup=False)
+            yield TableView("path", empty="", sort="frees", descending=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self._look()
+
+    @work(group="clean", exclusive=True)
+    async def _look(self) -> None:
+        self._bytes = None
+        self.refresh_bindings()
+        reply = await self._session.ask("runs", {"action": "clean", "all": self._all})
+        table = reply.tables[0] if reply.tables else None
+        if reply.error or table is None:
+            self._say(reply.error.message if reply.error else "nothing to clean")
+            return
+        frees = next(place for place, column in enumerate(table.columns) if column.format == "bytes")
+        self._bytes = sum(int(row[frees] or 0) for row in table.rows)
+        self.query_one(TableView).show(table)
+        self.query_one(TableView).focus_rows()
+        older = "also of older runs" if self._all else "unfinished, broken or unclaimed"
+        self._say(
+            f"{len(table.rows)} to free ({older}), {format_size(self._bytes)}. y frees it; it can't be taken back."
+            if table.rows
+            else f"Nothing to free ({older})." + ("" if self._all else " a looks at artifacts of older runs too.")
+        )
+        self.refresh_bindings()
+
+    def _say(self, text: str) -> None:
+        self.query_one("#what", Static).update(text)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "free":
+            return self._bytes is not None and bool(self.query_one(TableView).shown)
+        return not self._all if action == "older" else True
+
+    def action_older(self) -> None:
+        self._all = True
+        self._look()
+
+    @work(group="clean", exclusive=True)
+    async def action_free(self) -> None:
+        reply = await self._session.ask("runs", {"action": "clean", "all": self._all, "yes": True})
+        if reply.error:
+            self._say(f"{reply.error.message}\n{reply.error.hint}")
+        else:
+            self.dismiss(reply.notes[-1].text if reply.notes else "freed")
