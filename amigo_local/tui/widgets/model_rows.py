@@ -80,6 +80,8 @@ def short_name(ref: str, artifacts_dir: Path) -> str:
     if ref.startswith("ollama:"):
         return ref.removeprefix("ollama:")
     path = Path(ref)
+    if not path.is_absolute():
+        return ref
     try:
         own = path.relative_to(artifacts_dir).parts
     except ValueError:
