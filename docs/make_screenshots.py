@@ -41,7 +41,7 @@ IMAGES = ROOT / "docs" / "images"
 SHOWN_AS = Path("/srv")
 """Where STAGE is mounted, so that no picture shows a path of the machine that made it."""
 SIZE = (120, 40)
-OLD, NEW = "smollm2-135m:amigo-demo-base", "smollm2-135m:amigo-demo"
+OLD, NEW = "ollama:smollm2-135m:amigo-demo-base", "ollama:smollm2-135m:amigo-demo"
 PROMPT = "Write a function that says whether a word is a palindrome."
 
 
@@ -63,10 +63,10 @@ WHILE_TRAINING = (
 )
 AFTERWARDS = (
     Picture("models", "adapter(.|\\n)*base", ["right_square_bracket", "right_square_bracket"]),
-    Picture("compare", r"tok/s(.|\n)*which is better", [*PROMPT, "enter"]),
-    Picture("evaluate", "humaneval"),
-    Picture("runs", "demo"),
-    Picture("doctor", "Ollama"),
+    Picture("compare", r"tok/s(.|\n)*l Left", [*PROMPT, "enter"]),
+    Picture("evaluate", "code at once +[0-9]"),
+    Picture("runs", "Stages"),
+    Picture("doctor", "What fits"),
 )
 
 
@@ -135,7 +135,7 @@ def _finished(home: Path) -> float:
 async def _take_all(home: Path, finished: float) -> None:
     async with _opened(home, time.time) as (app, pilot):
         app.session.saved.choice.recipe = ["demo"]
-        app.session.saved.choice.model = f"ollama:{OLD}"
+        app.session.saved.choice.model = OLD
         app.session.saved.choice.overrides = [f"train.seed={time.time_ns() % 1_000_000_000}"]  # never trained before
         for picture in BEFORE:
             await _take(picture, app, pilot)
@@ -146,7 +146,8 @@ async def _take_all(home: Path, finished: float) -> None:
         app.session.command("cancel")
         await until(pilot, lambda: not app.session.is_live(run_id))
         app.session.saved.choice.overrides = []
-    shutil.rmtree(home / "runs" / run_id)
+    for left in (home / "runs" / run_id, *(home / "artifacts").glob("*.partial")):
+        shutil.rmtree(left)
     async with _opened(home, lambda: finished + 120) as (app, pilot):
         app.session.saved.compare.left, app.session.saved.compare.right = OLD, NEW
         for picture in AFTERWARDS:

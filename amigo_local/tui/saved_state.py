@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from amigo_local.domain.recipe import EvaluateSettings, Suite
 from amigo_local.engine.workspace import write_synced
 
 STATE_FILE = "tui.json"
@@ -42,8 +43,13 @@ class CompareState(msgspec.Struct, kw_only=True):
 
 class EvaluateState(msgspec.Struct, kw_only=True):
     refs: list[str] = []
-    suites: list[str] = []
-    run_id: str = ""
+    """REFs of one model, or of two to compare."""
+    suites: list[Suite] = msgspec.field(default_factory=lambda: list(EvaluateSettings().suites))
+    problems: int | None = None
+    """Of HumanEval; None: all."""
+    max_tokens: int = EvaluateSettings().max_answer_tokens
+    shown: str = ""
+    """Folder of an older evaluation that was chosen to be looked at; empty: the newest."""
 
 
 class SavedState(msgspec.Struct, kw_only=True):
