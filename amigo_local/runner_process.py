@@ -36,7 +36,7 @@ def main() -> int:
         return EXIT_DONE
     try:
         request = msgspec.json.decode(first, type=RunRequest)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         request = None  # answered in its turn
     if request and request.detached:
         return run_detached(request, stdout)
@@ -187,7 +187,7 @@ class Answering:
     def _answer(self, question: _Question) -> RunEnded:
         try:
             request = msgspec.json.decode(question.line, type=RunRequest)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             failed = StageFailed(f"that is no request: {error}", "", EXIT_USAGE)
             return RunEnded(exit_code=EXIT_USAGE, run_id="", error=failed)
         request = msgspec.structs.replace(request, detached=False)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measuring import megabytes
-from tests.support.answered_keys import leave_palette, letters, screens, timed
+from tests.support.answered_keys import back_to_the_loop, letters, prompt_letters, screens, timed
 from tests.support.command_line import SCRIPT, environment
-from tests.support.flood import LAST_NOTE, begin, start_flood
+from tests.support.flood import LAST_NOTE, begin, end_of, start_flood
 from tests.support.pty_program import PtyProgram
 
 SIZE = (120, 40)
@@ -85,27 +85,30 @@ def measure_flood(home: Path, seconds: float) -> tuple[dict[str, list[float]], l
     with PtyProgram([str(SCRIPT), "tui", "--screen", "loop"], SIZE, environment(home)) as app:
         app.wait_for("Disk")
         time.sleep(1)  # its first questions are answered
-        taken["other screen, at rest"] = timed(screens(app), seconds / 2)
+        rest = seconds / 5  # three times in a flood, with the ways between
+        taken["another screen, at rest"] = timed(screens(app), rest)
+        taken["letter in the prompt, at rest"] = timed(prompt_letters(app), rest)
+        back_to_the_loop(app)
         typing = letters(app)
-        taken["letter, at rest"] = timed(typing, seconds / 2)
+        taken["letter in the palette, at rest"] = timed(typing, rest)
         before, cpu, after = app.rss_bytes, app.cpu_seconds, app.mark()
         begin(flood)
         flooded = time.perf_counter()
-        taken["letter, flooded"] = timed(typing, seconds / 2)
+        taken["letter in the palette, flooded"] = timed(typing, rest)
+        back_to_the_loop(app)
         during = app.rss_bytes
-        leave_palette(app)
-        taken["other screen, flooded"] = timed(screens(app), max(1.0, flooded + seconds - time.perf_counter() - 0.5))
-        assert flood.stdout
-        written = int(flood.stdout.readline())
-        ended = time.perf_counter()
+        taken["letter in the prompt, flooded"] = timed(prompt_letters(app), rest)
+        back_to_the_loop(app)
+        left = flooded + seconds - time.perf_counter() - 0.5
+        taken["another screen, flooded"] = timed(screens(app), max(1.0, left))
+        end = end_of(flood)
         shown = app.wait_for(LAST_NOTE, after)
-        facts.append(f"{written:,} records in {ended - flooded:.1f} s ({written / (ended - flooded):,.0f} a second)")
-        facts.append(f"the last one on the screen {1000 * max(0.0, shown - ended):.0f} ms after it was written")
+        facts.append(f"{end.records:,} records in {end.seconds:.1f} s ({end.records / end.seconds:,.0f} a second)")
+        facts.append(f"the last one on the screen {1000 * (shown - end.ended):.0f} ms after it was written")
         facts.append(
             f"RSS {megabytes(before)} at rest, {megabytes(during)} half-way, {megabytes(app.rss_bytes)} after it"
         )
-        facts.append(f"{(app.cpu_seconds - cpu) / (ended - flooded):.0%} of a core")
-    flood.wait()
+        facts.append(f"{(app.cpu_seconds - cpu) / (time.perf_counter() - flooded):.0%} of a core")
     return taken, facts
 
 

@@ -135,6 +135,6 @@ def read_votes(path: Path) -> tuple[list[tuple[int, Vote]], list[int]]:
             continue
         try:
             votes.append((number, decoder.decode(line)))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             corrupt.append(number)
     return votes, corrupt

@@ -28,6 +28,14 @@ class JournalFollower:
 
     def poll(self, limit_bytes: int = POLL_BYTES) -> list[Record]:
         """New whole records, of about so many bytes at most; empty when there are none now. Never waits."""
+        while True:
+            data = self._read(limit_bytes)
+            found, position = self._take(data)
+            if found or len(data) < limit_bytes or not data.endswith(b"\n"):
+                return found
+            self._offset = position  # nothing but rubbish, or what was handed out before
+
+    def _read(self, limit_bytes: int) -> bytes:
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
@@ -36,9 +44,14 @@ class JournalFollower:
                 data = file.read(limit_bytes)
                 if len(data) == limit_bytes and not data.endswith(b"\n"):
                     data += file.readline()
+                return data
         except FileNotFoundError:
-            return []
-        found, position = [], self._offset
+            return b""
+
+    def _take(self, data: bytes) -> tuple[list[Record], int]:
+        """What is new in it, and where its last whole line ends."""
+        found: list[Record] = []
+        position = self._offset
         for line in data.split(b"\n")[:-1]:  # what follows the last newline is still being written
             position += len(line) + 1
             try:
@@ -49,10 +62,7 @@ class JournalFollower:
             if record.seq > self._last_seq:
                 self._last_seq = record.seq
                 found.append(record)
-        if not found and len(data) >= limit_bytes and data.endswith(b"\n"):
-            self._offset = position  # nothing but rubbish, or what was handed out before
-            return self.poll(limit_bytes)
-        return found
+        return found, position
 
 
 def follow(

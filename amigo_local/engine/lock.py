@@ -130,7 +130,7 @@ def _holder(path: Path) -> str:
         with path.open("rb") as file:
             file.seek(1)
             holder = msgspec.json.decode(file.read(), type=Holder)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return "another amigo-local"
     since = time.strftime("%H:%M:%S", time.localtime(holder.since))
     return f"`{holder.command}` (pid {holder.pid}, since {since})"

@@ -30,7 +30,7 @@ def read_run(workspace: Workspace, run_id: str) -> RunRecord:
         return msgspec.json.decode((workspace.runs_dir / run_id / RUN_NAME).read_bytes(), type=RunRecord)
     except OSError as error:
         raise InputError(f"there is no run {run_id} in {workspace.root}", "amigo-local runs ls") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"run {run_id} was written by another version: {error}", "start it anew") from error
 
 

@@ -7,6 +7,7 @@ answers with the run's id alone and lives on whatever becomes of its starter.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from amigo_local.domain.settings import ProgramSettings
 from amigo_local.domain.strict import Strict
 
 RUNNER_COMMAND = (sys.executable, "-m", "amigo_local.runner_process")
+START_SECONDS = 60.0
+"""A cold disk takes some ten for our imports; a home on a server that is gone would take for ever."""
 
 
 class RunRequest(Strict, frozen=True, kw_only=True):
@@ -64,26 +67,25 @@ def decode_answer(line: bytes) -> Record | RunEnded:
     return decode_record(line)
 
 
-def start_detached(request: RunRequest, command: Sequence[str] = RUNNER_COMMAND) -> str:
+def start_detached(
+    request: RunRequest, command: Sequence[str] = RUNNER_COMMAND, wait_seconds: float = START_SECONDS
+) -> str:
     """Starts a run that outlives this process, and returns its id once it holds what it needs.
 
-    Raises InputError when it is refused (the home is in use, the params are wrong, no such verb), AmigoError when the
-    process ends without a word.
+    Raises InputError when it is refused (the home is in use, the params are wrong, no such verb), AmigoError when no
+    process can be started, or it ends without a word, or says none in `wait_seconds`.
     """
     request = msgspec.structs.replace(request, detached=True)
-    flags = 0
-    if sys.platform == "win32":
-        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-    with tempfile.TemporaryFile() as log:  # its stderr, until it has a run to keep it in
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=os.name == "posix",
-            creationflags=flags,
-        )
+    with contextlib.ExitStack() as opened:
+        try:
+            log = opened.enter_context(tempfile.TemporaryFile())  # its stderr, until it has a run to keep it in
+            process = _start(command, log)
+        except OSError as error:
+            text = f"no process can be started for the run: {error.strerror or error}"
+            raise AmigoError(text, "close other programs or free some disk, and try again") from error
         assert process.stdin and process.stdout
+        impatience = threading.Timer(wait_seconds, process.kill)
+        impatience.start()
         with process.stdout:
             try:
                 with process.stdin:
@@ -91,6 +93,7 @@ def start_detached(request: RunRequest, command: Sequence[str] = RUNNER_COMMAND)
             except BrokenPipeError:
                 pass  # it says why, or its log does
             line = process.stdout.readline()
+        impatience.cancel()
         if not line.endswith(b"\n"):
             raise _died(process.wait(), log)
     begun = msgspec.json.decode(line, type=RunBegun)
@@ -101,6 +104,20 @@ def start_detached(request: RunRequest, command: Sequence[str] = RUNNER_COMMAND)
     # It is meant to stay; should it end first, it leaves no zombie.
     threading.Thread(target=process.wait, daemon=True).start()
     return begun.run_id
+
+
+def _start(command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=os.name == "posix",
+        creationflags=flags,
+    )
 
 
 def _died(code: int, log: IO[bytes]) -> AmigoError:

@@ -58,7 +58,7 @@ class WorkerProcess:
         for line in self._process.stdout:
             try:
                 record = decode_record(line)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 continue  # the torn last line of a worker that was killed
             seq = record.seq + 1
             ended = isinstance(record.event, StageFinished | StageFailed | StageCancelled)

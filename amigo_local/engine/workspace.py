@@ -119,7 +119,7 @@ def read_artifact(record: Path) -> Artifact | None:
     """The record in that file; None when there is none or it is torn."""
     try:
         return msgspec.json.decode(record.read_bytes(), type=Artifact)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

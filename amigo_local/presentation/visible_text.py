@@ -7,6 +7,7 @@ import re
 # C0 but newline and tab, DEL, C1, line and paragraph separators, overrides and isolates of the writing direction
 # (Unicode UAX 9; "Trojan Source", CVE-2021-42574), halves of characters.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE_OR_WHITE = re.compile(_UNSAFE.pattern.replace("[", r"[\t\n", 1))
 _PICTURES = 0x2400  # Unicode's block Control Pictures: ␀ stands for 0, ␛ for escape
 _DELETE, _DELETE_PICTURE = 0x7F, "\u2421"
 
@@ -18,6 +19,12 @@ def visible(text: str) -> str:
     escape sequence.
     """
     return _UNSAFE.sub(_shown, text)
+
+
+def without_controls(line: str) -> str:
+    """The same for a line that is laid out already, whose width stays: controls, which take no cell, are left out, and
+    half a character becomes a sign of one cell."""
+    return _UNSAFE_OR_WHITE.sub(lambda found: "\ufffd" if "\ud800" <= found[0] <= "\udfff" else "", line)
 
 
 def _shown(found: re.Match[str]) -> str:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from amigo_local.domain.errors import AmigoError
-from amigo_local.domain.events import MachineMeasured, Record, StageFailed
+from amigo_local.domain.events import MachineMeasured, Record, RunStarted, StageFailed
 from amigo_local.domain.run_state import RunState
+from amigo_local.tui.safe_lines import SafeLines
 from amigo_local.tui.screens.base import SCREENS, AmigoScreen
 from amigo_local.tui.session import Session
 from amigo_local.tui.themes import DARK, LIGHT, THEMES
-
-if TYPE_CHECKING:
-    pass
 
 STATUS_SECONDS = 2.0
 
@@ -53,6 +52,7 @@ class AmigoApp(App[None]):
     def __init__(self, session: Session, screen: str = "") -> None:
         super().__init__()
         self.session = session
+        self._safe_lines = SafeLines()
         self.machine: MachineMeasured | None = None
         self.failure: StageFailed | None = None
         """The last one that was shown."""
@@ -62,6 +62,10 @@ class AmigoApp(App[None]):
             self.register_theme(theme)
         self.theme = session.saved.theme if session.saved.theme in self.available_themes else DARK
         session.on_update = self._hear_update
+        session.on_failure = self._hear_failure
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [self._safe_lines, *super().get_line_filters()]
 
     def on_mount(self) -> None:
         if self._first_screen in SCREENS and self._first_screen != self.DEFAULT_MODE:
@@ -87,10 +91,15 @@ class AmigoApp(App[None]):
         """As a message: an error in drawing is the app's, and ends no following."""
         self.call_later(self._run_updated, state, records)
 
+    def _hear_failure(self, failure: StageFailed) -> None:
+        self.call_later(self.show_failure, failure)
+
     def _run_updated(self, state: RunState, records: list[Record]) -> None:
         for screen in self._amigo_screens():
             screen.run_updated(state, records)
         for record in records:  # what failed before this program began is in the log
+            if isinstance(record.event, RunStarted) and record.time >= self._began:
+                self.hide_failure()
             if isinstance(record.event, StageFailed) and record.time >= self._began:
                 self.show_failure(record.event)
 
@@ -120,6 +129,11 @@ class AmigoApp(App[None]):
         for screen in self._amigo_screens():
             screen.show_failure(failure)
 
+    def hide_failure(self) -> None:
+        """It was of what one has left, or has begun anew."""
+        for screen in self._amigo_screens():
+            screen.action_hide_failure()
+
     def action_show_details(self) -> None:
         from amigo_local.tui.screens.details import FailureDetails
 
@@ -132,6 +146,7 @@ class AmigoApp(App[None]):
         if len(self.screen_stack) > 1:
             return  # a dialog wants its answer first
         self.session.saved.screen = name
+        self.hide_failure()
         self.switch_mode(name)
 
     def action_toggle_light(self) -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
@@ -63,8 +63,7 @@ class _Process:
 
     @classmethod
     async def start(cls, command: Sequence[str], log: Path) -> _Process:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stderr:
+        with _open_log(log) as stderr:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
@@ -108,6 +107,15 @@ class _Process:
                 await self._process.wait()
 
 
+def _open_log(log: Path) -> BinaryIO:
+    """Nowhere, on a disk that is full or read-only: what is asked can be answered all the same."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
 class Asked:
     """One verb being run: iterate over lists of records, to the end. `reply` is what they add up to."""
 
@@ -127,7 +135,12 @@ class Asked:
         return self._batches()
 
     async def _batches(self) -> AsyncIterator[list[Record]]:
-        process = self._process = await self._pool.take()
+        try:
+            process = self._process = await self._pool.take()
+        except OSError as error:
+            text = f"no process can be started to ask `{self._request.verb}`: {error.strerror or error}"
+            self.reply.error = StageFailed(text, "close other programs, and try again", EXIT_FAILED)
+            return
         ended: RunEnded | None = None
         try:
             await process.write(msgspec.json.encode(self._request))
@@ -162,7 +175,7 @@ class Asked:
         while process.lines and time.monotonic() < until:
             try:
                 answer = decode_answer(process.lines.popleft())
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 continue  # the torn last line of a process that was killed
             if isinstance(answer, RunEnded):
                 return batch, answer

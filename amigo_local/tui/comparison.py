@@ -135,3 +135,9 @@ class Comparison:
 
     def reveal(self) -> None:
         self.hidden = False
+
+
+def brief(note: str) -> str:
+    """Its first clause and its last: `both fit: FIGURES: they answer at the same time`, but for the figures."""
+    clauses = note.split(": ")
+    return note if len(clauses) < 3 else f"{clauses[0]}: {clauses[-1]}"

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -68,10 +69,21 @@ def _run(app: AmigoApp) -> None:
     """A SIGTERM ends it as a key would."""
     if hangup := getattr(signal, "SIGHUP", None):
         signal.signal(hangup, lambda number, frame: _end_at_once(app.session, number))
+    _take_any_bytes()
     with asyncio.Runner() as runner:
         with contextlib.suppress(NotImplementedError):  # Windows
             runner.get_loop().add_signal_handler(signal.SIGTERM, app.exit)
         runner.run(app.run_async())
+
+
+def _take_any_bytes() -> None:
+    """Textual ends at the first byte typed or pasted that isn't UTF-8, which a terminal of another character set sends.
+    There is no setting for it; on Windows keys come as characters."""
+    if os.name == "posix":
+        from textual.drivers import linux_driver
+
+        decoder = linux_driver.getincrementaldecoder  # type: ignore[attr-defined]  # imported there, not made
+        linux_driver.getincrementaldecoder = lambda name: partial(decoder(name), "replace")  # type: ignore[attr-defined]
 
 
 def _end_at_once(session: Session, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,11 @@ class RecipeChoice(msgspec.Struct, kw_only=True):
     vram: str = ""
     ram: str = ""
     """To plan for another machine; empty: this one."""
+
+    @property
+    def is_demo(self) -> bool:
+        """It brings its model with it, so that there is nothing to plan with before it runs."""
+        return self.recipe == ["demo"] and not self.model
 
 
 class CompareState(msgspec.Struct, kw_only=True):
@@ -66,13 +72,13 @@ def read_state(home: Path) -> SavedState:
     """A fresh state where there is none yet, or none that can be read: it is no more than convenience."""
     try:
         return msgspec.json.decode((home / STATE_FILE).read_bytes(), type=SavedState)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return SavedState()
 
 
 def write_state(home: Path, state: SavedState) -> None:
     """Replaces the file; a home that can't be written remembers nothing."""
-    waiting = home / f"{STATE_FILE}.partial"
+    waiting = home / f"{STATE_FILE}-{os.getpid()}.partial"  # there may be another window
     with contextlib.suppress(OSError):
         home.mkdir(parents=True, exist_ok=True)
         write_synced(waiting, msgspec.json.format(msgspec.json.encode(state), indent=1))

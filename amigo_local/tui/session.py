@@ -6,20 +6,21 @@ import asyncio
 import contextlib
 import shlex
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from amigo_local.domain.errors import InputError
-from amigo_local.domain.events import Progress, Record, TokenGenerated
+from amigo_local.domain.errors import EXIT_FAILED, InputError
+from amigo_local.domain.events import Progress, Record, StageFailed, TokenGenerated
 from amigo_local.domain.run_state import RunState
 from amigo_local.domain.settings import ProgramSettings
 from amigo_local.engine.control import Command, send_command
 from amigo_local.engine.follow import JournalFollower
 from amigo_local.engine.journal import JOURNAL_NAME
-from amigo_local.engine.lock import is_alive
+from amigo_local.engine.lock import ALIVE_NAME, is_alive
 from amigo_local.engine.run_record import RunRecord
 from amigo_local.engine.runner_process import RunRequest, start_detached
 from amigo_local.engine.workspace import Workspace
@@ -47,10 +48,13 @@ class Session:
         self.live = False
         """Whether that run goes on now, whoever started it."""
         self.on_update: OnUpdate = lambda state, records: None
+        self.on_failure: Callable[[StageFailed], None] = lambda failure: None
+        """Told what goes wrong while nobody asks."""
         self._asked: object = None
         """What the followed run was asked, where it is a loop."""
         self._pool = RunnerPool(home / "cache" / "runners.log")
         self._following: asyncio.Task[None] | None = None
+        self._beginning: tuple[RunRequest, asyncio.Task[str]] | None = None
 
     # -- Verbs that are answered
 
@@ -73,6 +77,16 @@ class Session:
         """Starts a run that outlives this program, follows it, and returns its id. Raises InputError when it is
         refused: the home is in use, or the settings are wrong."""
         request = self._request(verb, params, title=title or verb, resume=resume, detached=True)
+        return await self._begin(request)
+
+    async def _begin(self, request: RunRequest) -> str:
+        """The same asked again while it is being started, as by a key pressed twice, is one run; and whoever no longer
+        waits for it leaves nobody with a run that isn't followed."""
+        if self._beginning is None or self._beginning[0] != request or self._beginning[1].done():
+            self._beginning = request, asyncio.ensure_future(self._start_and_follow(request))
+        return await asyncio.shield(self._beginning[1])
+
+    async def _start_and_follow(self, request: RunRequest) -> str:
         run_id = await asyncio.to_thread(start_detached, request)
         await self.follow(run_id)
         return run_id
@@ -94,17 +108,22 @@ class Session:
         request = self._request(
             "runs", {"action": "resume", "id": run_id}, title=f"runs resume {run_id}", detached=True
         )
-        started = await asyncio.to_thread(start_detached, request)
-        await self.follow(started)
-        return started
+        return await self._begin(request)
 
     def command(self, command: Command, run_id: str = "") -> None:
-        """Tells a live run to pause, continue, stop or cancel. Raises InputError when it doesn't run."""
+        """Tells a live run to pause, continue, stop or cancel. Raises InputError when it doesn't run or the home
+        can't be written."""
         run_id = run_id or self.saved.run_id
         folder = self.workspace.runs_dir / run_id
         if not run_id or not is_alive(folder):
             raise InputError("there is no run going on to be told that", "start one with Enter on the Loop screen")
-        send_command(folder, command)
+        try:
+            send_command(folder, command)
+        except OSError as error:
+            raise InputError(
+                f"run {run_id} can't be told to {command}: {error.strerror or error}",
+                f"free some disk; or end it by its process, which {folder / ALIVE_NAME} names",
+            ) from error
 
     def is_live(self, run_id: str) -> bool:
         return bool(run_id) and is_alive(self.workspace.runs_dir / run_id)
@@ -118,6 +137,7 @@ class Session:
         self.save()
         self.live = self.is_live(run_id)
         self._following = asyncio.ensure_future(self._follow(run_id, self.run))
+        self._following.add_done_callback(self._followed)
 
     def _take_choice(self, run_id: str, chosen: bool) -> None:
         """A loop that is newly followed, whoever began it, is what the screens work on."""
@@ -147,7 +167,7 @@ class Session:
         follower = JournalFollower(folder / JOURNAL_NAME)
         told, looked, seen, was_live = 0.0, 0.0, -1, self.live
         fresh: list[Record] = []
-        while True:
+        while self.run is state:
             until, more = time.monotonic() + SLICE_SECONDS, True
             while more and time.monotonic() < until:
                 more = bool(records := follower.poll())
@@ -164,11 +184,17 @@ class Session:
             await asyncio.sleep(0 if more else POLL_SECONDS)
 
     async def _stop_following(self) -> None:
-        if self._following:
-            self._following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._following
-            self._following = None
+        following, self._following = self._following, None
+        if following:
+            following.cancel()
+            await asyncio.wait([following])
+
+    def _followed(self, following: asyncio.Task[None]) -> None:
+        """What ends the following but another run or the end of the app isn't kept quiet."""
+        if not following.cancelled() and (error := following.exception()):
+            detail = "".join(traceback.format_exception(error))
+            hint = f"amigo-local runs watch {self.saved.run_id}"
+            self.on_failure(StageFailed(f"the run is no longer followed: {error}", hint, EXIT_FAILED, detail))
 
     # -- The rest
 

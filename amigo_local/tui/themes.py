@@ -40,7 +40,7 @@ THEMES = (
         accent="#B45F00",
         success="#00724F",
         warning="#9A5B00",
-        error="#B23A00",
+        error="#8F1D00",  # as dark as it takes not to be the warning's brown to the colour-blind
         foreground="#1B232C",
         background="#FBFAF7",
         surface="#F3F1EC",
@@ -54,7 +54,7 @@ THEMES = (
             "series-3": "#00724F",
             "series-4": "#9C3F77",
             "series-5": "#6B6100",
-            "series-6": "#B23A00",
+            "series-6": "#8F1D00",
         },
     ),
 )

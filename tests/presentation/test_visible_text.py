@@ -6,8 +6,9 @@ import random
 import unicodedata
 
 import pytest
+from rich.cells import cell_len
 
-from amigo_local.presentation.visible_text import visible
+from amigo_local.presentation.visible_text import visible, without_controls
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,12 @@ def test_no_character_that_steers_passes() -> None:
 
 
 BIDI = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def test_a_line_that_is_laid_out_keeps_its_width_and_loses_every_control() -> None:
+    line = "".join(map(chr, range(0x250))) + "\u2028\u202e\u2066\ud83d語é"
+    kept = without_controls(line)
+    assert cell_len(kept) == cell_len(line) and kept.endswith("\ufffd語é")
+    assert [
+        char for char in kept if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in "\u202e\u2066"
+    ] == []

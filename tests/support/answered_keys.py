@@ -14,6 +14,7 @@ LOOP_SCREEN, OTHER_SCREEN = ("1", "palette"), ("4", "palette")
 # Greek, Cyrillic, Armenian: no screen has them, so one that comes back was typed just now.
 _ALPHABETS = ((0x3B1, 0x3C9), (0x430, 0x44F), (0x561, 0x586))
 _LETTERS = [chr(code) for first, last in _ALPHABETS for code in range(first, last)]
+_COMPARE_SCREEN = ("5", "sk both models")  # without the letter under the cursor
 _PALETTE, _ESCAPE = "\x10", "\x1b"
 _TO_THE_START = "\x15"  # ctrl+u deletes up to there
 _BETWEEN_SECONDS = 0.03
@@ -22,7 +23,18 @@ _BETWEEN_SECONDS = 0.03
 def letters(app: PtyProgram) -> Iterator[float]:
     """Seconds from a letter to its echo in the palette, which lies over the Loop screen."""
     _until_answered(app, _PALETTE, "Search for commands")
-    _until_answered(app, "ѣ", "ѣ")  # before the palette has the focus, letters go elsewhere
+    _until_answered(app, "ѣ", "ѣ")  # before it has the focus, letters go elsewhere
+    yield from _echoes(app)
+
+
+def prompt_letters(app: PtyProgram) -> Iterator[float]:
+    """Seconds from a letter to its echo in the prompt of the Compare screen."""
+    _until_answered(app, *_COMPARE_SCREEN)
+    _until_answered(app, "\rѣ", "ѣ")  # enter goes into the prompt
+    yield from _echoes(app)
+
+
+def _echoes(app: PtyProgram) -> Iterator[float]:
     for letter in itertools.cycle(_LETTERS):
         if letter == _LETTERS[0]:
             _until_answered(app, f"{_TO_THE_START}ѫ", "ѫ")
@@ -40,7 +52,10 @@ def screens(app: PtyProgram) -> Iterator[float]:
         yield max(there, back)
 
 
-def leave_palette(app: PtyProgram) -> None:
+def back_to_the_loop(app: PtyProgram) -> None:
+    """From the palette or the prompt, which is left empty."""
+    app.write(_TO_THE_START)
+    time.sleep(0.1)
     app.write(_ESCAPE)
     time.sleep(0.3)  # a terminal's escape key and the start of a sequence are told apart by time
     _until_answered(app, *OTHER_SCREEN)
@@ -48,7 +63,8 @@ def leave_palette(app: PtyProgram) -> None:
 
 
 def timed(source: Iterator[float], seconds: float) -> list[float]:
-    """What it yields for so long."""
+    """What it yields for so long, after its first, which is preceded by getting there."""
+    next(source)
     deadline = time.perf_counter() + seconds
     return list(itertools.takewhile(lambda _: time.perf_counter() < deadline, source))
 

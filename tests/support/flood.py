@@ -1,6 +1,6 @@
 """A run that says far more than any real one: a process that holds it and writes its journal at a given rate.
 
-`python -m tests.support.flood HOME RUN_ID RECORDS_PER_SECOND SECONDS`; its last line of stdout is how many it wrote.
+`python -m tests.support.flood HOME RUN_ID RECORDS_PER_SECOND SECONDS`
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import msgspec
 
 from amigo_local.domain.events import (
     AnyEvent,
@@ -24,6 +26,7 @@ from amigo_local.domain.events import (
     encode_record,
 )
 from amigo_local.domain.settings import ProgramSettings
+from amigo_local.domain.strict import Strict
 from amigo_local.engine.journal import JOURNAL_NAME
 from amigo_local.engine.lock import hold_run
 from amigo_local.engine.run_record import RunRecord, write_run
@@ -35,6 +38,13 @@ _PERIOD = 20
 _NOTES = 1
 _METRICS = 3
 _PROGRESS = 6  # the rest are pieces of text
+
+
+class FloodEnd(Strict, frozen=True):
+    records: int
+    seconds: float
+    ended: float
+    """By time.perf_counter, which is the same for all processes of a machine."""
 
 
 def start_flood(home: Path, run_id: str, per_second: int, seconds: float) -> subprocess.Popen[str]:
@@ -54,6 +64,12 @@ def begin(flood: subprocess.Popen[str]) -> None:
     flood.stdin.flush()
 
 
+def end_of(flood: subprocess.Popen[str]) -> FloodEnd:
+    """Waits for it."""
+    said, _ = flood.communicate()
+    return msgspec.json.decode(said, type=FloodEnd)
+
+
 def _event(number: int, total: int) -> AnyEvent:
     place = number % _PERIOD
     if place < _NOTES:
@@ -65,7 +81,7 @@ def _event(number: int, total: int) -> AnyEvent:
     return TokenGenerated(0, 0, f"piece {number} ")
 
 
-def _flood(home: Path, run_id: str, per_second: int, seconds: float) -> int:
+def _flood(home: Path, run_id: str, per_second: int, seconds: float) -> FloodEnd:
     workspace = Workspace(home)
     folder = workspace.runs_dir / run_id
     folder.mkdir(parents=True)
@@ -94,9 +110,10 @@ def _flood(home: Path, run_id: str, per_second: int, seconds: float) -> int:
             time.sleep(0.01)
         took = time.monotonic() - started
         write([Note(LAST_NOTE), StageFinished(None, took, 1 << 30, dict(LAST_FIGURE)), RunFinished(0, took)])
-    return seq
+    return FloodEnd(seq, took, time.perf_counter())
 
 
 if __name__ == "__main__":
     given_home, given_id, rate, length = sys.argv[1:]
-    print(_flood(Path(given_home), given_id, int(rate), float(length)), flush=True)
+    end = _flood(Path(given_home), given_id, int(rate), float(length))
+    print(msgspec.json.encode(end).decode())

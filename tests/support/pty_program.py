@@ -55,11 +55,23 @@ class PtyProgram:
         with self._arrived:
             return len(self._output)
 
-    def write(self, text: str) -> float:
+    def since(self, mark: int) -> str:
+        """All that came after it, sequences that steer the terminal included."""
+        with self._arrived:
+            return self._output[mark:]
+
+    def write(self, text: str | bytes) -> float:
         """Returns when it was written."""
         written = time.perf_counter()
-        os.write(self._master, text.encode())
+        os.write(self._master, text.encode() if isinstance(text, str) else text)
         return written
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait_for(self, wanted: str, after: int = 0, seconds: float = 20) -> float:
         """When the text had come whole, in one style. Raises AssertionError when it doesn't come in time."""

@@ -72,6 +72,12 @@ def test_a_failure_is_a_message_with_its_hint_and_details_on_demand(tmp_path: Pa
         assert bar.display and "no [b]such[/ model" in str(bar.content) and "amigo-local models ls" in str(bar.content)
         await pilot.click(FailureBar)
         assert not bar.display
+        app.show_failure(InputError("no such model"))
+        await pilot.press("escape")
+        assert not bar.display
+        app.show_failure(InputError("no such model"))
+        await pilot.press("8", "1")
+        assert shown(app) == "loop" and not bar.display
         app.show_failure(StageFailed("it broke", "try again", 1, "Traceback: line 1"))
         await pilot.press("ctrl+e")
         await pilot.pause()

@@ -220,10 +220,11 @@ def test_escape_stops_the_answers_and_a_server_that_goes_away_loses_nothing(
 
 def test_models_are_chosen_from_the_list_and_one_may_talk_alone(tiny_tags: RealOllama, tmp_path: Path) -> None:
     async def body(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
-        await pilot.press(*"hi", "enter")
+        assert not screen.box.has_focus and "○ m chooses a model" in screen_text(app)
+        await pilot.press("enter", *"hi", "enter")
         assert screen.box.text == "hi" and not screen.comparison.sides  # nobody to ask
         assert "escape, then m chooses a model" in screen_text(app)
-        await pilot.press("escape", "m")
+        await pilot.press("escape", "escape", "m")  # however often: it is never typed
         await until(pilot, lambda: isinstance(app.screen, PickModel) and "compare-new" in screen_text(app))
         await pilot.press("slash", *"-new", "enter", "enter")
         await until(pilot, lambda: app.screen is screen)

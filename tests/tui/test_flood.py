@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import statistics
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.support.answered_keys import leave_palette, letters, timed
+from tests.support.answered_keys import back_to_the_loop, letters, timed
 from tests.support.command_line import SCRIPT, environment
-from tests.support.flood import LAST_NOTE, begin, start_flood
+from tests.support.flood import LAST_NOTE, begin, end_of, start_flood
 from tests.support.pty_program import PtyProgram
 from tests.support.terminal import Terminal
 
@@ -38,13 +37,12 @@ def flooded(home: Path, seconds: int) -> Flooded:
         before, after = app.rss_bytes, app.mark()
         begin(flood)
         answers = timed(typing, seconds - 0.3)
-        leave_palette(app)
-        assert flood.stdout and int(flood.stdout.readline()) == PER_SECOND * seconds + 5
-        ended = time.perf_counter()
+        back_to_the_loop(app)
+        end = end_of(flood)
+        assert end.records == PER_SECOND * seconds + 5
         shown = max(app.wait_for(text, after) for text in (LAST_NOTE, "finished in"))
         grown = app.rss_bytes - before
-    assert flood.wait(10) == 0
-    return Flooded(answers, grown, shown - ended)
+    return Flooded(answers, grown, shown - end.ended)
 
 
 def test_a_flood_loses_nothing_of_its_end_and_keys_are_answered_meanwhile(tmp_path: Path) -> None:
@@ -71,11 +69,10 @@ def test_resizing_in_the_middle_of_it_leaves_a_whole_screen_each_time(tmp_path: 
         for width, height in ((40, 10), (200, 60), (80, 24), (20, 4), (40, 10), (132, 43)):
             terminal.resize(width, height)
             terminal.wait_until(lambda lines: len(lines) == height and (height < 10 or "palette" in lines[-1]))  # noqa: B023
-        assert flood.stdout and flood.stdout.readline()
+        end_of(flood)
         screen = terminal.wait_for(LAST_NOTE)
         assert len(screen.splitlines()) == 43 and "done" in screen
         terminal.resize(40, 10)
         terminal.wait_for(re.compile(r"\A.{0,40}\n(.*\n)*.*✓ train(.*\n)*.*palette"))
         terminal.keys("C-q")
         assert terminal.exit_code() == 0
-    assert flood.wait(10) == 0

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from amigo_local.domain.events import AnyEvent, Note, Record, RunStarted
 from amigo_local.domain.pipeline import PipelineStage
+from amigo_local.engine.journal import Journal
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.leaving import Leaving
 from amigo_local.tui.screens.loop import LoopScreen
@@ -24,6 +26,10 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 def rows(app: AmigoApp) -> list[PipelineStage]:
     screen = app.screen
     return screen.rows if isinstance(screen, LoopScreen) else []
+
+
+def record(seq: int, event: AnyEvent) -> Record:
+    return Record("20260101-000000-run", seq, 0.0, "run", event)
 
 
 def statuses(app: AmigoApp) -> dict[str, str]:
@@ -82,3 +88,23 @@ def _is_runner_of(process: psutil.Process, home: Path) -> bool:
     if "amigo_local.runner_process" not in " ".join(process.info["cmdline"] or ()):
         return False
     return any(str(home / "runs") in file.path for file in process.open_files())
+
+
+def test_coming_back_shows_what_was_said_meanwhile_and_nothing_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "runs" / "20260101-000000-run"
+    journal = Journal(folder / "journal.jsonl")
+    journal.append(record(0, RunStarted("run", "run demo")))
+    journal.append(record(1, Note("first")))
+
+    async def body() -> None:
+        async with driven(tmp_path / "home") as (app, pilot):
+            await app.session.follow(folder.name)
+            await until(pilot, lambda: "first" in screen_text(app))
+            await pilot.press("8")
+            journal.append(record(2, Note("second")))
+            await until(pilot, lambda: bool(app.session.run and app.session.run.last_seq == 2))
+            await pilot.press("1", "8", "1")
+            await until(pilot, lambda: "second" in screen_text(app))
+            assert screen_text(app).count("first") == screen_text(app).count("second") == 1
+
+    asyncio.run(body())

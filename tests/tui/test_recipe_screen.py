@@ -75,7 +75,7 @@ async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
 async def planned(app: RecipeApp, pilot: Pilot[None]) -> None:
     """Until the plan that shows is of what is chosen."""
     await until(pilot, lambda: app.is_mounted and app.recipe.query(PlanView) and app.recipe.forms)
-    await until(pilot, lambda: not app.view.has_class("-computing") and app.said("verdict")[0] in "✓✗")
+    await until(pilot, lambda: not app.view.has_class("-computing") and app.said("verdict")[0] in "✓✗○")
 
 
 @pytest.fixture
@@ -216,7 +216,9 @@ def test_what_is_chosen_is_there_after_a_restart(home: Path) -> None:
         assert app.said("verdict") == "choose a recipe and a model to see what they need"
         app.recipe.query_one("#recipe", Select).value = ("demo",)
         await planned(app, pilot)
-        assert "names no model" in app.said("verdict")
+        assert app.said("verdict").startswith("○ the demo brings its own small model: r runs it")
+        app.recipe.query_one("#recipe", Select).clear()  # the line that says `choose`
+        await until(pilot, lambda: app.recipe.query_one("#recipe", Select).value == ("demo",))
         app.recipe.query_one("#model", Input).value = "gemma-3-1b"
         await until(pilot, lambda: app.said("verdict").startswith("✓ fits"))
         app.row("train.packing").focus()
@@ -254,3 +256,14 @@ def test_the_next_step_is_started_from_here_and_shown_on_the_loop(home: Path, tm
         await until(pilot, lambda: app.view.plan and app.view.plan.stages[0].status == "done")
 
     on_screen(home, RecipeChoice(recipe=[str(write_tiny_run(tmp_path))]), body)
+
+
+def test_with_nothing_chosen_one_gets_out_of_every_field(home: Path) -> None:
+    async def body(app: RecipeApp, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: app.is_mounted and app.recipe.query("#recipe") and app.recipe.entries)
+        for name in ("model", "vram", "ram", "filter"):
+            app.recipe.query_one(f"#{name}", Input).focus()
+            await pilot.press("escape")
+            assert not isinstance(app.recipe.focused, Input)
+
+    on_screen(home, RecipeChoice(), body)

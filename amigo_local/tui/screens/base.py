@@ -36,7 +36,10 @@ class AmigoScreen(Screen[None]):
     """A screen gives its `NAME` and `body`. Hooks do nothing here."""
 
     NAME = ""
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave_field", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave_field", "Leave field"),
+        Binding("escape", "hide_failure", "Dismiss", show=False),
+    ]
     SHOWS_MACHINE = False
     """Whether it wants to hear of the machine: asking wakes a graphics card that sleeps."""
     SCREEN_NAMES = SCREENS
@@ -82,10 +85,18 @@ class AmigoScreen(Screen[None]):
         """What this screen adds to the command palette besides its keys."""
         yield from ()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "leave_field":
+            return isinstance(self.focused, Input | TextArea)
+        return super().check_action(action, parameters)
+
     def action_leave_field(self) -> None:
         """So that digits and letters are keys again."""
         if isinstance(self.focused, Input | TextArea):
             self.leave_field()
+
+    def action_hide_failure(self) -> None:
+        self.query_one(FailureBar).hide()
 
     def leave_field(self) -> None:
         """Where the focus goes from a field that was written in."""

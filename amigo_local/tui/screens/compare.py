@@ -18,7 +18,7 @@ from amigo_local.data.votes import Choice, Verdict, Vote, append_vote
 from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
 from amigo_local.domain.events import GenerationFinished, Note, StageFailed, TokenGenerated
 from amigo_local.tui.asking import Asked
-from amigo_local.tui.comparison import Comparison, Side
+from amigo_local.tui.comparison import Comparison, Side, brief
 from amigo_local.tui.prompt_set import PromptSet, newest_prompts
 from amigo_local.tui.saved_state import PROMPTS_KEPT, CompareState
 from amigo_local.tui.screens.ask_text import AskText
@@ -44,7 +44,9 @@ class CompareScreen(AmigoScreen):
         #panes { height: 1fr; }
         AnswerView { width: 1fr; height: 1fr; }
         &.-narrow #panes { layout: vertical; }
-        &.-low PromptBox { max-height: 3; }
+        &.-low #about { max-height: 1; }
+        &.-low PromptBox { min-height: 1; max-height: 3; background: $panel; border: none; &:focus { border: none; } }
+        &.-low.-narrow AnswerView:focus-within { height: 3fr; }
     }
     """
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]
@@ -58,7 +60,7 @@ class CompareScreen(AmigoScreen):
         Binding("u", "take_back", "Take back"),
         Binding("escape", "cancel", "Stop answering"),
         Binding("escape", "to_answers", "Answers"),
-        Binding("escape,enter", "to_prompt", "Prompt"),
+        Binding("enter", "to_prompt", "Prompt"),
         Binding("m", "pick(0)", "Model"),
         Binding("M", "pick(1)", "2nd model", key_display="M"),
         Binding("c", "copy('code')", "Copy code"),
@@ -106,6 +108,8 @@ class CompareScreen(AmigoScreen):
         return [ref for ref in (self.state.left, self.state.right) if ref]
 
     def shown(self) -> None:
+        if not self.models:  # the box would swallow the very keys that choose one
+            self.action_to_answers()
         if self.state.prompt_set and not self.prompt_set.path:
             self.run_worker(self._read_set(self.state.prompt_set, self.state.prompt_place), group="set", exclusive=True)
         self._show_all()
@@ -119,10 +123,12 @@ class CompareScreen(AmigoScreen):
                 view.show_model("AB"[place] if comparison.hidden else self._short(ref), comparison.hidden)
             else:
                 view.show_model(self._short(chosen) if chosen else "no model")
-                key = "mM"[place]
-                view.say("" if chosen else f"escape, then {key} chooses a model", "" if chosen else "waiting")
+                view.say("" if chosen else self._how_to_choose("mM"[place]), "" if chosen else "waiting")
         self._show_standing()
         self.refresh_bindings()
+
+    def _how_to_choose(self, key: str) -> str:
+        return f"{'escape, then ' if self.box.has_focus else ''}{key} chooses a model"
 
     def _short(self, ref: str) -> str:
         return short_name(ref, self.session.workspace.artifacts_dir)
@@ -138,7 +144,7 @@ class CompareScreen(AmigoScreen):
             parts.append(f"turn {comparison.turns + 1}")
         parts += [part for part in (str(self.prompt_set), "blind" if self.state.blind else "") if part]
         self.query_one("#standing", Static).update(Content(" · ".join(parts)))
-        self.query_one("#note", Static).update(Content(_brief(self._note)))
+        self.query_one("#note", Static).update(Content(brief(self._note)))
         self.query_one("#note", Static).tooltip = Content(self._note) if self._note else None
 
     def _verdict(self, vote: Vote) -> str:
@@ -157,7 +163,7 @@ class CompareScreen(AmigoScreen):
         if self.comparison.running:
             self.notify("the models are still answering; escape stops them", severity="warning")
         elif not self.models:
-            self.notify("choose a model first: escape, then m", severity="warning")
+            self.notify(f"no model yet: {self._how_to_choose('m')}", severity="warning")
         else:
             self.box.sent(event.text)
             self.state.prompts = self.box.prompts = newest_prompts(self.box.prompts, PROMPTS_KEPT, _CHARACTERS_KEPT)
@@ -274,6 +280,8 @@ class CompareScreen(AmigoScreen):
             return
         state.left, state.right = (ref, state.right) if place == 0 else (state.left, ref)
         self._clear()
+        if len(self.models) == len(self.views):
+            self.action_to_prompt()
 
     def action_swap(self) -> None:
         self.state.left, self.state.right = self.state.right, self.state.left
@@ -352,8 +360,7 @@ class CompareScreen(AmigoScreen):
         self._pointed.focus_text()
 
     def on_descendant_focus(self) -> None:
-        self._show_standing()
-        self.refresh_bindings()
+        self._show_all()
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         self.state.draft = self.box.full_text
@@ -388,12 +395,6 @@ class CompareScreen(AmigoScreen):
         yield SystemCommand("Open a prompt set", "Ask the prompts of a file one by one", self.action_open_set)
         yield SystemCommand("New conversation", "Forget the turns before", self.action_anew)
         yield SystemCommand("Copy the answer", "All of the text of the pane in use", lambda: self.action_copy("text"))
-
-
-def _brief(note: str) -> str:
-    """Its first clause and its last: `both fit: FIGURES: they answer at the same time`, but for the figures."""
-    clauses = note.split(": ")
-    return note if len(clauses) < 3 else f"{clauses[0]}: {clauses[-1]}"
 
 
 SCREEN = CompareScreen

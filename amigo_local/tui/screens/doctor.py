@@ -106,7 +106,9 @@ class DoctorScreen(AmigoScreen):
         self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return isinstance(self.focused, Finding) if action == "copy" else True
+        if action == "copy":
+            return isinstance(self.focused, Finding)
+        return super().check_action(action, parameters)
 
     def on_descendant_focus(self) -> None:
         self.refresh_bindings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import ClassVar
@@ -12,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Static
 
-from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
+from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError, InputError
 from amigo_local.domain.events import GenerationFinished, Record, Table
 from amigo_local.domain.model_ref import parse_model_ref
 from amigo_local.domain.pipeline import PipelineStatus
@@ -115,8 +116,9 @@ class EvaluationSetup(AmigoScreen):
     def show_form(self) -> None:
         state, run = self.state, self.session.run
         if not state.refs and run:
-            base = self.session.saved.choice.model
-            state.refs = models_of(run) or ([str(parse_model_ref(base))] if base else [])
+            state.refs = models_of(run)
+            with contextlib.suppress(InputError):  # typed on the Recipe screen, and no model's name or none yet
+                state.refs = state.refs or [str(parse_model_ref(self.session.saved.choice.model))]
         problems = f"{state.problems or 'all'} of {HUMANEVAL_PROBLEMS}, of humaneval"
         self.form.show([self.short(ref) for ref in state.refs], state.suites, problems, f"{state.max_tokens:,} tokens")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import ClassVar
 
 from textual import work
@@ -54,6 +55,7 @@ class LoopScreen(AmigoScreen):
         Binding("enter", "next", "Run next"),
         Binding("a", "all", "Run all"),
         Binding("space", "pause", "Pause"),
+        Binding("space", "go_on", "Continue"),
         Binding("s", "stop", "Stop"),
         Binding("x", "cancel", "Cancel"),
         Binding("d", "demo", "Demo", show=False),
@@ -65,6 +67,8 @@ class LoopScreen(AmigoScreen):
         self._planned_at = 0.0
         self._planned_choice: object = None
         self._shown_run: RunState | None = None
+        self._logged_seq = -1
+        """Of the shown run, the newest record that the log has: what came while another screen showed isn't lost."""
         self._bound = (False, False)
 
     def body(self) -> ComposeResult:
@@ -84,7 +88,7 @@ class LoopScreen(AmigoScreen):
             self.machine_measured(self.amigo.machine)
         self._show_chosen()
         if self.session.run:
-            self._show_log(self.session.run, list(self.session.run.log))
+            self._show_log(self.session.run)
         self._draw()
         if self._planned_choice != self._choice_mark():
             self._replan()
@@ -94,18 +98,20 @@ class LoopScreen(AmigoScreen):
 
     def run_updated(self, state: RunState, records: list[Record]) -> None:
         super().run_updated(state, records)
-        self._show_log(state, records)
+        self._show_log(state)
         if any(isinstance(record.event, StageFinished | StageSkipped) for record in records) and not self.session.live:
             self._replan()
         self._draw()
 
-    def _show_log(self, state: RunState, records: list[Record]) -> None:
+    def _show_log(self, state: RunState) -> None:
         log = self.query_one(RecordLog)
         if state is not self._shown_run:
-            self._shown_run = state
+            self._shown_run, self._logged_seq = state, -1
             log.clear()
-            records = list(state.log)
-        log.add(records)
+        fresh = list(takewhile(lambda record: record.seq > self._logged_seq, reversed(state.log)))
+        if fresh:
+            self._logged_seq = fresh[0].seq
+        log.add(reversed(fresh))
         stage = state.running
         log.show_progress(stage.stage if stage else "", stage.progress if stage and self.session.live else None)
 
@@ -146,8 +152,7 @@ class LoopScreen(AmigoScreen):
     @property
     def _is_demo(self) -> bool:
         """It brings its model with it, so that there is nothing to plan with before it runs."""
-        choice = self.session.saved.choice
-        return choice.recipe == ["demo"] and not choice.model
+        return self.session.saved.choice.is_demo
 
     def _replan(self) -> None:
         if self._is_demo or not self.session.saved.choice.recipe:
@@ -181,11 +186,15 @@ class LoopScreen(AmigoScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what can be done now stands in the footer."""
-        if action in ("pause", "stop", "cancel"):
-            return self.session.live
-        if action in ("next", "all", "demo"):
-            return not self.session.live
-        return True
+        paused = bool(self.session.run and self.session.run.paused)
+        match action:
+            case "pause" | "go_on":
+                return self.session.live and paused == (action == "go_on")
+            case "stop" | "cancel":
+                return self.session.live
+            case "next" | "all" | "demo":
+                return not self.session.live
+        return super().check_action(action, parameters)
 
     def action_next(self) -> None:
         self._start(next_only=True)
@@ -215,8 +224,10 @@ class LoopScreen(AmigoScreen):
             self.amigo.show_failure(error)
 
     def action_pause(self) -> None:
-        run = self.session.run
-        self._tell("continue" if run and run.paused else "pause")
+        self._tell("pause")
+
+    def action_go_on(self) -> None:
+        self._tell("continue")
 
     def action_stop(self) -> None:
         self._tell("stop")

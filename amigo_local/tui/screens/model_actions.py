@@ -75,7 +75,7 @@ class ModelActions(AmigoScreen):
     def commands(self) -> Iterable[SystemCommand]:
         row, left = self.current, self.session.saved.compare.left
         if row and left and row.can("compare"):
-            yield SystemCommand("Compare on the right", f"{self.called(row)}; the left one stays", self._compare_right)
+            yield SystemCommand("Compare on the right", "The chosen one; the left one stays", self._compare_right)
 
     # -- What can be done
 
@@ -89,7 +89,7 @@ class ModelActions(AmigoScreen):
             case "page":
                 return row is not None
             case _:
-                return True
+                return super().check_action(action, parameters)
 
     @property
     def _is_working(self) -> bool:

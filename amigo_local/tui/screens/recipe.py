@@ -236,7 +236,10 @@ class RecipeScreen(AmigoScreen):
         self.leave_field()
 
     def leave_field(self) -> None:
-        self.query_one(FormView).focus_first()
+        if self.forms:
+            self.query_one(FormView).focus_first()
+        else:
+            self.query_one(RecipeBar).picker.focus()
 
     def _help(self, text: str) -> None:
         self.query_one("#help", Static).update(text)
@@ -263,7 +266,9 @@ class RecipeScreen(AmigoScreen):
 
     def _show_plan(self, reply: Reply) -> None:
         view, form, made = self.query_one(PlanView), self.query_one(FormView), reply.first(PlanMade)
-        if made:
+        if self.session.saved.choice.is_demo:
+            view.say_unplanned("the demo brings its own small model: r runs it. With a model (m) it is planned too.")
+        elif made:
             view.show_plan(made.plan, reply.error)
         elif reply.error:
             view.show_failure(reply.error)
@@ -290,8 +295,12 @@ class RecipeScreen(AmigoScreen):
         self.run_worker(self._begin(next_only), group="start", exclusive=True)
 
     async def _begin(self, next_only: bool) -> None:
+        demo = self.session.saved.choice.is_demo
         try:
-            await self.session.start_loop("run", self.session.loop_params() | {"next": next_only})
+            if demo:
+                await self.session.start_loop("demo", {})
+            else:
+                await self.session.start_loop("run", self.session.loop_params() | {"next": next_only})
         except AmigoError as error:
             self.amigo.show_failure(error)
         else:

@@ -240,7 +240,7 @@ class RunsScreen(AmigoScreen):
     @work(group="dialog", exclusive=True)
     async def action_clean(self) -> None:
         if freed := await self.app.push_screen_wait(Cleaning(self.session)):
-            self.notify(freed)
+            self.notify(freed, markup=False)
         self.action_refresh()
 
     def commands(self) -> Iterable[SystemCommand]:

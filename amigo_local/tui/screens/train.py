@@ -169,7 +169,9 @@ class TrainScreen(AmigoScreen):
             return bool(state and state.verb) and not self.live and state is not None and state.exit_code != 0
         if action == "step":
             return bool(state and len(state.trainings) > 1)
-        return self._past is not None if action == "back" else True
+        if action == "back":
+            return self._past is not None
+        return super().check_action(action, parameters)
 
     def action_tell(self, command: Command) -> None:
         try:

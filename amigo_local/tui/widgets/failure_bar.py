@@ -10,7 +10,7 @@ from amigo_local.domain.events import StageFailed
 
 
 class FailureBar(Static):
-    """Hidden while there is nothing to say; a click or a later success hides it."""
+    """Hidden while there is nothing to say. Escape, a click, another screen and a new start hide it."""
 
     DEFAULT_CSS = """
     FailureBar {
@@ -24,7 +24,7 @@ class FailureBar(Static):
         text = Content.from_markup("[b $error]✗[/] $message", message=failure.message)
         if failure.hint:
             text = Content.assemble(text, "\n", Content.from_markup("[$warning]hint:[/] $hint", hint=failure.hint))
-        keys = "ctrl+e details · click to dismiss" if failure.detail else "click to dismiss"
+        keys = "ctrl+e details · esc to dismiss" if failure.detail else "esc to dismiss"
         self.update(Content.assemble(text, Content.from_markup("  [dim]$keys[/]", keys=keys)))
         self.add_class("shown")
 

@@ -110,7 +110,7 @@ class FieldEditor(Vertical):
         &.-wrong Static { display: block; }
     }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Leave as it was", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Leave as it was")]
 
     @dataclass
     class Typed(Message):

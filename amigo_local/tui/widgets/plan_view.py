@@ -69,6 +69,15 @@ class PlanView(VerticalScroll):
         self.remove_class("-computing")
         self._say(failure.message, False, failure.hint, "hint")
 
+    def say_unplanned(self, why: str) -> None:
+        """There is no plan, and nothing is wrong."""
+        self.add_class("-old")
+        self.remove_class("-computing")
+        self.suggestion = ""
+        verdict = self.query_one("#verdict", Static)
+        verdict.update(Content(f"○ {why}"))
+        verdict.remove_class("-fits", "-not")
+
     def show_none(self) -> None:
         """There is nothing to plan."""
         self.add_class("-old")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.content import Content
 from textual.message import Message
 from textual.suggester import SuggestFromList
 from textual.widgets import Input, Select, Static
@@ -42,6 +43,10 @@ class RecipeBar(Horizontal):
         vram: str
         ram: str
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._chosen: Chosen = ()
+
     def compose(self) -> ComposeResult:
         yield Static("recipe", classes="label")
         yield Select[Chosen]([], prompt="choose", compact=True, id="recipe")
@@ -60,14 +65,14 @@ class RecipeBar(Horizontal):
 
     def show_recipes(self, entries: Sequence[RecipeEntry], chosen: Chosen) -> None:
         """The recipes there are, and which of them is chosen; one from elsewhere is added."""
-        options: list[tuple[str, Chosen]] = [(_label(entry), (entry.name,)) for entry in entries]
+        options: list[tuple[Content, Chosen]] = [(Content(_label(entry)), (entry.name,)) for entry in entries]
         if chosen and chosen not in [value for _, value in options]:
-            options.append((" → ".join(chosen), chosen))
+            options.append((Content(" → ".join(chosen)), chosen))
         picker = self.picker
         with picker.prevent(Select.Changed):
             picker.set_options(options)
             if chosen:
-                picker.value = chosen
+                picker.value = self._chosen = chosen
 
     def complete_models(self, names: Sequence[str]) -> None:
         """What the model's name is completed to, with the right arrow."""
@@ -86,7 +91,11 @@ class RecipeBar(Horizontal):
     def _picked(self, event: Select.Changed) -> None:
         event.stop()
         if isinstance(event.value, tuple):
+            self._chosen = event.value
             self.post_message(self.Picked(event.value))
+        elif self._chosen:  # the line that says `choose` chooses nothing
+            with self.picker.prevent(Select.Changed):
+                self.picker.value = self._chosen
 
     @on(Input.Changed)
     def _asked(self, event: Input.Changed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +24,18 @@ MAX_CHARACTERS = 20_000
 """Of one setting: more can't be checked between two keys."""
 _FOLDED = ("data.difficulty", "train.dpo", "train.memory", "export", "register", "evaluate", "gate")
 """Sections that few change: shut at first."""
+
+
+_TYPES = re.compile(r"`([\w |]+)`")
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
 
 
 class SectionHeader(Static, can_focus=True):
@@ -209,7 +222,7 @@ class FormView(VerticalScroll, can_focus=False):
         try:
             value = self.form.check(key, event.text)
         except InputError as error:
-            said = error.message.removeprefix(f"{key}: ")
+            said = in_plain_words(error.message.removeprefix(f"{key}: "))
             event.editor.show_problem(f"{said}\n{error.hint}" if error.hint else said)
             return
         event.editor.show_problem("")
@@ -238,6 +251,12 @@ class FormView(VerticalScroll, can_focus=False):
         self.form = form
         self._draw()
         self.post_message(self.Changed(form))
+
+
+def in_plain_words(message: str) -> str:
+    """msgspec's names of types as whoever fills in a form would say them."""
+    message = message.removeprefix("found None: ")
+    return _TYPES.sub(lambda found: " or ".join(_WORDS.get(name, name) for name in found[1].split(" | ")), message)
 
 
 def section_title(field: FormField) -> str:
