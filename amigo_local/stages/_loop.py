@@ -175,7 +175,9 @@ def source_ref(request: RecipeRequest, recipe: Recipe) -> ModelRef:
     """The model to refine: the request's, else the recipe's."""
     text = request.model or recipe.model.source
     if not text:
-        raise InputError(f"the recipe {recipe.name} names no model", "add model.source to it, or give --model REF")
+        raise InputError(
+            f"the recipe {recipe.name} names no model", "choose a model (--model REF), or add model.source to it"
+        )
     return parse_model_ref(text)
 
 

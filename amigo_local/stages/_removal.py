@@ -79,7 +79,9 @@ def _artifact(artifact: Artifact, context: StageContext) -> Removal:
             "remove it yourself; amigo-local runs clean then forgets it",
         )
     dependents: list[Dependent] = []
-    by_it = [entry.tag for entry in library(context).entries() if Path(artifact.path).resolve() == Path(entry.gguf_path)]
+    by_it = [
+        entry.tag for entry in library(context).entries() if Path(artifact.path).resolve() == Path(entry.gguf_path)
+    ]
     dependents += [(tag, "our library serves this very file") for tag in by_it]
     for other in workspace.artifacts():
         if artifact.digest in " ".join(other.sources.values()).split():

@@ -175,7 +175,7 @@ def make_plan(request: ChainRequest, context: StageContext) -> tuple[Plan, Input
 
 
 def _shapes_do() -> str:
-    return f"--model can also be one of: {', '.join(shape_names())}"
+    return f"the model (--model) can also be one of: {', '.join(shape_names())}"
 
 
 def _needs(stage: Stage, step: Step, source: ResolvedModel, context: StageContext) -> Needs:

@@ -1,4 +1,4 @@
-"""How every screen looks, small and roomy, with pinned data. After a change that is meant: `pytest --snapshot-update`."""
+"""How every screen looks, small and roomy, with pinned data. After a change that is meant: `--snapshot-update`."""
 
 from __future__ import annotations
 
