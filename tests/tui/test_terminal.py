@@ -68,8 +68,7 @@ def test_the_loop_is_typed_through_left_twice_and_its_models_compared(trained: H
 
         terminal.keys("5")
         terminal.wait_for("Ask both models")
-        terminal.keys("Escape")
-        terminal.wait_for("New talk")
+        terminal.wait_for("2nd model")
         for key, side, row in (("m", "left", 0), ("M", "right", 1)):
             terminal.keys(key)
             terminal.wait_for(f"The model on the {side}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from textual import on
 from textual.app import ComposeResult
@@ -67,7 +68,7 @@ class RecipeBar(Horizontal):
         """The recipes there are, and which of them is chosen; one from elsewhere is added."""
         options: list[tuple[Content, Chosen]] = [(Content(_label(entry)), (entry.name,)) for entry in entries]
         if chosen and chosen not in [value for _, value in options]:
-            options.append((Content(" → ".join(chosen)), chosen))
+            options.append((Content(" → ".join(Path(name).name for name in chosen)), chosen))
         picker = self.picker
         with picker.prevent(Select.Changed):
             picker.set_options(options)
