@@ -37,6 +37,7 @@ def _screen_factory(name: str) -> Callable[[], Screen[None]]:
 
 class AmigoApp(App[None]):
     TITLE = "amigo-local"
+    CSS = "CommandPalette SearchIcon { display: none; }"  # an emoji
     MODES: ClassVar[dict[str, str | Callable[[], Screen[None]]]] = {name: _screen_factory(name) for name in SCREENS}
     DEFAULT_MODE = "loop"
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from amigo_local.data.votes import Choice, Vote, can_vote, taken_back, vote_on
+from amigo_local.data.votes import Choice, Verdict, Vote, can_vote, taken_back, vote_on
 from amigo_local.domain.events import AnyEvent, GenerationFinished, TokenGenerated
 from amigo_local.domain.generation import Message
 
 History = tuple[Message, ...]
+VERDICTS: dict[Verdict, str] = {"tie": "a tie", "both_bad": "both are bad"}
+"""As words, where no side is better."""
 
 
 @dataclass

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amigo_local.evaluation.prompt_sets import read_prompts
+from amigo_local.tui.saved_state import PROMPTS_KEPT
+
+CHARACTERS_KEPT = 1_000_000
+"""Of the prompts that come back after a restart."""
 
 
 class PromptSet:
@@ -35,7 +39,7 @@ class PromptSet:
         return f"prompt {self.place + 1} of {len(self.prompts)}" if self.prompts else ""
 
 
-def newest_prompts(prompts: Sequence[str], count: int, characters: int) -> list[str]:
+def newest_prompts(prompts: Sequence[str], count: int = PROMPTS_KEPT, characters: int = CHARACTERS_KEPT) -> list[str]:
     """As many of the last ones as are at most `count`, and together at most so many characters."""
     kept: list[str] = []
     for prompt in reversed(prompts[-count:]):

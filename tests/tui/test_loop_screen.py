@@ -73,6 +73,11 @@ def test_a_person_takes_a_model_through_the_loop_with_a_crash_and_a_closed_windo
             await until(pilot, lambda: len(rows(app)) == 7 and all(row.status == "done" for row in rows(app)))
             await until(pilot, lambda: screen_text(app).splitlines()[0].endswith("✓"))
             assert len(list((home / "runs").iterdir())) == 1  # one run, taken up again and again
+            await pilot.press("5")  # what the loop began and ended with is there to be compared
+            compare = app.session.saved.compare
+            await until(pilot, lambda: bool(compare.left and compare.right == "ollama:tiny-refined"))
+            assert compare.left.endswith("tiny.gguf")
+            await pilot.press("escape")
             # A changed setting makes what comes of it stale.
             app.session.saved.choice.overrides = ["train.learning_rate=5e-4"]
             await pilot.press("8", "1")

@@ -29,13 +29,14 @@ class Cleaning(ModalScreen[str]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss('')", "Leave all"),
         Binding("y", "free", "Free it"),
-        Binding("a", "older", "Older runs too"),
+        Binding("a", "older(True)", "Older runs too"),
+        Binding("a", "older(False)", "Without older runs"),
     ]
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session
-        self._all = False
+        self._all = self._freeing = False
         self._bytes: int | None = None
         """What could be freed; None while that isn't known."""
 
@@ -55,7 +56,7 @@ class Cleaning(ModalScreen[str]):
         reply = await self._session.ask("runs", {"action": "clean", "all": self._all})
         table = reply.tables[0] if reply.tables else None
         if reply.error or table is None:
-            self._say(reply.error.message if reply.error else "nothing to clean")
+            self._say(f"{reply.error.message}\n{reply.error.hint}" if reply.error else "nothing to clean")
             return
         frees = next(place for place, column in enumerate(table.columns) if column.format == "bytes")
         self._bytes = sum(int(row[frees] or 0) for row in table.rows)
@@ -73,18 +74,32 @@ class Cleaning(ModalScreen[str]):
         self.query_one("#what", Static).update(text)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "free":
-            return self._bytes is not None and bool(self.query_one(TableView).shown)
-        return not self._all if action == "older" else True
+        """Once it frees, it isn't left half done by a key."""
+        match action, parameters:
+            case "free", _:
+                return not self._freeing and self._bytes is not None and bool(self.query_one(TableView).shown)
+            case "older", (older,):
+                return not self._freeing and older != self._all
+            case "dismiss", _:
+                return not self._freeing
+        return super().check_action(action, parameters)
 
-    def action_older(self) -> None:
-        self._all = True
+    def action_older(self, older: bool) -> None:
+        self._all = older
         self._look()
 
-    @work(group="clean", exclusive=True)
-    async def action_free(self) -> None:
+    def action_free(self) -> None:
+        self._freeing = True
+        self.refresh_bindings()
+        self._say(f"freeing {format_size(self._bytes or 0)}…")
+        self._free()
+
+    @work(group="clean")
+    async def _free(self) -> None:
         reply = await self._session.ask("runs", {"action": "clean", "all": self._all, "yes": True})
+        self._freeing = False
         if reply.error:
             self._say(f"{reply.error.message}\n{reply.error.hint}")
+            self.refresh_bindings()
         else:
             self.dismiss(reply.notes[-1].text if reply.notes else "freed")

@@ -14,13 +14,14 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static, TextArea
 
-from amigo_local.data.votes import Choice, Verdict, Vote, append_vote
+from amigo_local.data.votes import Choice, Vote, append_vote
 from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
 from amigo_local.domain.events import GenerationFinished, Note, StageFailed, TokenGenerated
 from amigo_local.tui.asking import Asked
-from amigo_local.tui.comparison import Comparison, Side, brief
+from amigo_local.tui.comparison import VERDICTS, Comparison, Side, brief
+from amigo_local.tui.evaluations import models_of
 from amigo_local.tui.prompt_set import PromptSet, newest_prompts
-from amigo_local.tui.saved_state import PROMPTS_KEPT, CompareState
+from amigo_local.tui.saved_state import CompareState
 from amigo_local.tui.screens.ask_text import AskText
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.choose_model import choose_model
@@ -28,10 +29,6 @@ from amigo_local.tui.widgets.answer_view import AnswerView, State
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.model_rows import short_name
 from amigo_local.tui.widgets.prompt_box import PromptBox
-
-_VERDICTS: dict[Verdict, str] = {"tie": "a tie", "both_bad": "both are bad"}
-_CHARACTERS_KEPT = 1_000_000
-"""Of the prompts that come back after a restart."""
 
 
 class CompareScreen(AmigoScreen):
@@ -108,6 +105,8 @@ class CompareScreen(AmigoScreen):
         return [ref for ref in (self.state.left, self.state.right) if ref]
 
     def shown(self) -> None:
+        if not self.models and self.session.run:
+            self.state.left, self.state.right = (*models_of(self.session.run), "", "")[:2]
         if not self.models:  # the box would swallow the very keys that choose one
             self.action_to_answers()
         if self.state.prompt_set and not self.prompt_set.path:
@@ -148,7 +147,7 @@ class CompareScreen(AmigoScreen):
         self.query_one("#note", Static).tooltip = Content(self._note) if self._note else None
 
     def _verdict(self, vote: Vote) -> str:
-        return _VERDICTS.get(vote.verdict, f"{self._short(vote.chosen_model)} is better")
+        return VERDICTS.get(vote.verdict, f"{self._short(vote.chosen_model)} is better")
 
     def _redraw(self) -> None:
         for view, side in zip(self.views, self.comparison.sides, strict=False):
@@ -166,7 +165,7 @@ class CompareScreen(AmigoScreen):
             self.notify(f"no model yet: {self._how_to_choose('m')}", severity="warning")
         else:
             self.box.sent(event.text)
-            self.state.prompts = self.box.prompts = newest_prompts(self.box.prompts, PROMPTS_KEPT, _CHARACTERS_KEPT)
+            self.state.prompts = self.box.prompts = newest_prompts(self.box.prompts)
             self.query_one(FailureBar).hide()
             if event.text == self.prompt_set.given:
                 self.comparison.start_anew()  # each prompt of a set is asked on its own
@@ -390,7 +389,7 @@ class CompareScreen(AmigoScreen):
     def commands(self) -> Iterable[SystemCommand]:
         yield SystemCommand("Choose the left model", "Which one answers on the left", lambda: self.action_pick(0))
         yield SystemCommand("Choose the right model", "Which one answers on the right", lambda: self.action_pick(1))
-        yield SystemCommand("Swap sides", "Exchange the two models", self.action_swap)
+        yield SystemCommand("Swap sides", "Exchange the two", self.action_swap)
         yield SystemCommand("Blind comparison", "Hide who is who until the vote", self.action_blind)
         yield SystemCommand("Open a prompt set", "Ask the prompts of a file one by one", self.action_open_set)
         yield SystemCommand("New conversation", "Forget the turns before", self.action_anew)

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from amigo_local.domain.events import Note
+from amigo_local.domain.events import Note, Table
 from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.widgets.drawn import Drawn
@@ -48,75 +48,129 @@ class Finding(Drawn):
         return lines
 
 
+class Findings(VerticalScroll, can_focus=False, inherit_bindings=False):
+    """Its screen has the keys: they are to scroll also when nothing in it can be pointed at."""
+
+
 class DoctorScreen(AmigoScreen):
     NAME = "doctor"
     DEFAULT_CSS = """
     DoctorScreen {
-        #verdict { padding: 0 1; text-style: bold; }
-        #found { height: 1fr; }
+        #verdict { height: auto; padding: 0 1; text-style: bold; }
+        Findings { height: 1fr; scrollbar-size-vertical: 1; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f5", "look", "Look again"),
         Binding("c,enter", "copy", "Copy the fix"),
-        Binding("down,j", "app.focus_next", "Next fix", show=False),
-        Binding("up,k", "app.focus_previous", "Fix before", show=False),
+        Binding("down,j", "move(1)", "Next fix", show=False),
+        Binding("up,k", "move(-1)", "Fix before", show=False),
+        Binding("pagedown", "page(1)", "Page down", show=False),
+        Binding("pageup", "page(-1)", "Page up", show=False),
+        Binding("home", "top", "To the top", show=False),
+        Binding("end", "end", "To the end", show=False),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._looked = False
+        self._looked = self._looking = False
 
     def body(self) -> ComposeResult:
-        yield Static("looking…", id="verdict", markup=False)
-        yield VerticalScroll(id="found", can_focus=False)
+        yield Static(id="verdict", markup=False)
+        yield Findings()
+
+    @property
+    def found(self) -> Findings:
+        return self.query_one(Findings)
+
+    @property
+    def chosen(self) -> Finding | None:
+        return self.focused if isinstance(self.focused, Finding) else None
+
+    # -- What is shown
 
     def shown(self) -> None:
         if not self._looked:
             self.action_look()
 
     def action_look(self) -> None:
-        self.query_one("#verdict", Static).update("looking…")
-        self._look()
+        """What was found before stays meanwhile."""
+        if not self._looking:
+            self._looking = True
+            self._say("looking…")
+            self._look()
 
-    @work(group="doctor", exclusive=True)
+    @work(group="doctor")
     async def _look(self) -> None:
-        reply = await self.session.ask("doctor")
+        try:
+            reply = await self.session.ask("doctor")
+        finally:
+            self._looking = False
         if reply.error:
-            self.query_one("#verdict", Static).update("the look wasn't finished; f5 tries again")
             self.amigo.show_failure(reply.error)
-        if reply.notes or reply.tables:
-            self._looked = True
-            await self._show(reply)
-
-    async def _show(self, reply: Reply) -> None:
-        """The verb's last note sums the others up."""
-        *notes, verdict = reply.notes
+        if reply.error or not reply.notes:
+            self._say("the look wasn't finished; f5 tries again")
+            if not self._looked:
+                await self._show(reply.notes, reply.tables)
+            return
+        self._looked = True
+        *notes, verdict = reply.notes  # the last one sums the others up
         sign, color = _SIGNS[verdict.level]
-        self.query_one("#verdict", Static).update(Content.assemble((sign, color), " ", verdict.text))
-        found = self.query_one("#found", VerticalScroll)
-        place = found.scroll_offset
+        self._say(Content.assemble((sign, color), " ", verdict.text))
+        await self._show(notes, reply.tables)
+
+    def _say(self, text: str | Content) -> None:
+        self.query_one("#verdict", Static).update(text)
+
+    async def _show(self, notes: Sequence[Note], tables: Sequence[Table]) -> None:
+        found, place = self.found, self.found.scroll_offset.y
+        chosen = self.chosen.note.text if self.chosen else ""
         async with self.batch():
             await found.remove_children()
-            await found.mount_all([*map(Finding, _by_weight(notes)), *map(Facts, reply.tables)])
-        found.scroll_to(place.x, place.y, animate=False)
-        first = next((finding for finding in self.query(Finding) if finding.can_focus), None)
-        if first:
-            self.set_focus(first, scroll_visible=False)
+            await found.mount_all([*map(Finding, _by_weight(notes)), *map(Facts, tables)])
+        found.call_after_refresh(found.scroll_to, y=place, animate=False)
+        fixes = self._fixes()
+        if fixes:
+            again = next((finding for finding in fixes if finding.note.text == chosen), fixes[0])
+            self.set_focus(again, scroll_visible=False)
         self.refresh_bindings()
+
+    # -- Keys
+
+    def _fixes(self) -> list[Finding]:
+        return [finding for finding in self.query(Finding) if finding.can_focus]
+
+    def action_move(self, step: int) -> None:
+        """From fix to fix while the chosen one is in sight; else by a line."""
+        fixes, chosen = self._fixes(), self.chosen
+        if chosen and chosen.region.overlaps(self.found.region):
+            place = fixes.index(chosen) + step
+            if 0 <= place < len(fixes):
+                self.set_focus(fixes[place])
+                return
+        self.found.scroll_relative(y=step, animate=False)
+
+    def action_page(self, step: int) -> None:
+        self.found.scroll_relative(y=step * self.found.size.height, animate=False)
+
+    def action_top(self) -> None:
+        self.found.scroll_home(animate=False)
+
+    def action_end(self) -> None:
+        self.found.scroll_end(animate=False)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "copy":
-            return isinstance(self.focused, Finding)
+            return self.chosen is not None
         return super().check_action(action, parameters)
 
     def on_descendant_focus(self) -> None:
         self.refresh_bindings()
 
     def action_copy(self) -> None:
-        if isinstance(self.focused, Finding):
-            self.app.copy_to_clipboard(self.focused.note.fix)
-            self.notify(f"copied: {self.focused.note.fix}", markup=False)
+        if self.chosen:
+            self.app.copy_to_clipboard(self.chosen.note.fix)
+            self.notify(f"copied: {self.chosen.note.fix}", markup=False)
 
 
 def _by_weight(notes: Sequence[Note]) -> list[Note]:

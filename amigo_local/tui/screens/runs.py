@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.containers import Container, Vertical, VerticalScroll
+from textual.containers import Container
 from textual.content import Content
 from textual.timer import Timer
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import AmigoError
-from amigo_local.domain.events import Record, RunFinished, RunStarted, StageFinished, Table
+from amigo_local.domain.events import Record, Table
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import Command
 from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.cleaning import Cleaning
 from amigo_local.tui.screens.confirm import Confirm
-from amigo_local.tui.widgets.facts import Facts
+from amigo_local.tui.widgets.run_details import RunAnswer, RunDetails, run_answer
 from amigo_local.tui.widgets.status_signs import GLYPHS
-from amigo_local.tui.widgets.table_view import TableView
+from amigo_local.tui.widgets.table_view import Row, TableView
 
 DETAILS_AFTER_SECONDS = 0.2
+REFRESH_SECONDS = 2.0
+_REST = 10
+"""Times what the list took: so long it isn't asked for again by itself, because long journals are read for it."""
+_OBEYED_SECONDS = 0.5
+"""A run looks for a command five times a second."""
 _NOTHING = """\
 [b]Nothing was run here yet.[/]
 
 [$accent]3[/]  choose a recipe, then [$accent]r[/] runs it
 [$accent]1[/]  then [$accent]d[/] runs the demo on a small real model"""
-_TRACEBACK = "Traceback "
 
 
 class RunsScreen(AmigoScreen):
@@ -44,21 +49,22 @@ class RunsScreen(AmigoScreen):
         #both { layout: vertical; height: 1fr; }
         TableView { height: 1fr; width: 1fr; }
         TableView .detail { height: 0; border: none; }
-        #details { height: 50%; border-top: solid $border; padding: 0 1; }
+        RunDetails { height: 50%; border-top: solid $border; }
+        RunDetails:focus { border-top: solid $primary; }
         &.-wide {
             #both { layout: horizontal; }
-            #details { width: 46%; max-width: 90; height: 1fr; border-top: none; border-left: solid $border; }
+            RunDetails { width: 46%; max-width: 90; height: 1fr; border-top: none; border-left: solid $border; }
+            RunDetails:focus { border-top: none; border-left: solid $primary; }
         }
-        #title { height: auto; text-style: bold; }
-        #traceback { height: auto; display: none; color: $text-muted; margin-top: 1; }
     }
     """
     AUTO_FOCUS = "RowList"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "follow", "Follow", show=False),
+        Binding("enter", "follow", "Follow", priority=True),  # so that the footer has it, not the list's own
         Binding("r", "resume", "Resume"),
-        Binding("space", "pause", "Pause"),
+        Binding("space", "steer('pause')", "Pause"),
+        Binding("space", "steer('continue')", "Continue"),
         Binding("s", "steer('stop')", "Stop"),
         Binding("x", "cancel", "Cancel"),
         Binding("t", "traceback", "Traceback"),
@@ -68,126 +74,170 @@ class RunsScreen(AmigoScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._wanted = ""
-        """Id of the run that the details are of, or are to be of."""
-        self._rest: Timer | None = None
-        self._has_traceback = False
         self._titles: dict[str, str] = {}
         """What each run was asked, by its id."""
+        self._listing = self._list_again = self._looking = False
+        self._news = False
+        """Whether the list may say something else by now."""
+        self._not_before = 0.0
+        """On the monotonic clock; what one asks for is done at once all the same."""
+        self._detailed: Row | None = None
+        """The row that the details are of, as it was then."""
+        self._rest: Timer | None = None
 
     def body(self) -> ComposeResult:
         yield Static(id="disk", markup=False)
+        yield Static(Content.from_markup(_NOTHING), id="nothing")
         with Container(id="both"):
-            with Vertical(id="list"):
-                yield Static(Content.from_markup(_NOTHING), id="nothing")
-                yield TableView(
-                    "what",
-                    empty="asking…",
-                    sort="what",
-                    descending=True,
-                    texts={"state": _signed, "what": lambda run_id: self._titles.get(str(run_id), "")},
-                )
-            with VerticalScroll(id="details", can_focus=False):
-                yield Static(id="title", markup=False)
-                yield Vertical(id="facts")
-                yield Static(id="traceback", markup=False)
+            yield TableView(
+                "what",
+                empty="asking…",
+                sort="what",
+                descending=True,
+                texts={"state": _signed, "what": lambda run_id: self._titles.get(str(run_id), "")},
+            )
+            yield RunDetails()
+
+    def on_mount(self) -> None:
+        self.set_interval(REFRESH_SECONDS / 4, self._keep_up)
 
     @property
     def table(self) -> TableView:
         return self.query_one(TableView)
 
     @property
+    def details(self) -> RunDetails:
+        return self.query_one(RunDetails)
+
+    @property
     def pointed(self) -> str:
+        """Id of the run under the cursor."""
         row = self.table.current
         return str(self.table.value(row, "what")) if row else ""
 
     @property
     def state(self) -> str:
-        """Of the run that is pointed at: running, paused, done, failed, cancelled or cut."""
+        """Of the run under the cursor: running, paused, done, failed, cancelled or cut."""
         row = self.table.current
-        return str(self.table.value(row, "state")).partition(":")[0] if row else ""
+        return self._state_of(row) if row else ""
 
-    # -- What is shown
+    def _state_of(self, row: Row) -> str:
+        return _word(self.table.value(row, "state"))
+
+    # -- The list
 
     def shown(self) -> None:
-        self.action_refresh()
+        self._list()
 
     def run_updated(self, state: RunState, records: list[Record]) -> None:
         super().run_updated(state, records)
-        if any(isinstance(record.event, RunStarted | RunFinished | StageFinished) for record in records):
-            self.action_refresh()
+        self._news = True
+        self._keep_up()
+
+    def _keep_up(self) -> None:
+        """Lists again when something runs, whoever began it, and when the followed run has said something."""
+        if self not in self.app.screen_stack or self._listing or time.monotonic() < self._not_before:
+            return
+        if self._news or any(self._state_of(row) in ("running", "paused") for row in self.table.shown):
+            self._list()
 
     def action_refresh(self) -> None:
+        self._detailed = None
         self._list()
 
-    @work(group="list", exclusive=True)
-    async def _list(self) -> None:
-        reply = await self.session.ask("runs")
+    def _list(self) -> None:
+        """One at a time: what is asked for meanwhile comes after it."""
+        self._list_again = True
+        if not self._listing:
+            self._listing = True
+            self._ask_list()
+
+    @work(group="list")
+    async def _ask_list(self) -> None:
+        try:
+            while self._list_again:
+                self._list_again = self._news = False
+                began = time.monotonic()
+                reply = await self.session.ask("runs")
+                took = time.monotonic() - began
+                self._not_before = began + max(REFRESH_SECONDS, _REST * took)
+                self._show_list(reply)
+        finally:
+            self._listing = False
+
+    def _show_list(self, reply: Reply) -> None:
         if reply.error:
             self.amigo.show_failure(reply.error)
-        if not reply.tables:
+        if reply.error or not reply.tables:
+            self._say("the list couldn't be made; f5 tries again")
             return
-        self.query_one("#disk", Static).update(reply.notes[-1].text if reply.notes else "")
-        empty = not reply.tables[0].rows
-        self.query_one("#nothing").display = empty
-        self.table.display = not empty
-        self.query_one("#details").display = not empty
+        self._say(reply.notes[-1].text if reply.notes else "")
+        runs = reply.tables[0]
         first = not self.pointed
-        self._titles = {str(row[0]): str(row[1]) for row in reply.tables[0].rows}
-        self.table.show(_overview(reply.tables[0]))
+        self._titles = {str(row[0]): str(row[1]) for row in runs.rows}
+        self.query_one("#nothing").display = not runs.rows
+        self.query_one("#both").display = bool(runs.rows)
+        self.table.show(_overview(runs))
         if first and self.session.saved.run_id:
             self.table.point_at(self.session.saved.run_id)
-        self._wanted = ""
-        self._details_soon()
+        if first and runs.rows and self.focused is None:
+            self.call_after_refresh(self.table.focus_rows)
+        self.refresh_bindings()
+        self._look_soon()
+
+    def _say(self, text: str) -> None:
+        self.query_one("#disk", Static).update(text)
+
+    # -- The details
 
     def on_table_view_row_pointed(self, message: TableView.RowPointed) -> None:
         message.stop()
         self.refresh_bindings()
-        if self.pointed != self._wanted:
-            self._details_soon()
+        self._look_soon()
 
-    def _details_soon(self) -> None:
+    def _look_soon(self) -> None:
         """Once the cursor rests."""
         if self._rest:
             self._rest.stop()
-        self._rest = self.set_timer(DETAILS_AFTER_SECONDS, self._ask_details)
+        self._rest = self.set_timer(DETAILS_AFTER_SECONDS, self._look)
 
-    @work(group="details", exclusive=True)
+    def _look(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self._ask_details()
+
+    @work(group="details")
     async def _ask_details(self) -> None:
-        self._wanted = run_id = self.pointed
-        if run_id:
-            reply = await self.session.ask("runs", {"action": "show", "id": run_id})
-            if run_id == self.pointed:
-                await self._show_details(reply)
-
-    async def _show_details(self, reply: Reply) -> None:
-        said = [note.text for note in reply.notes]
-        tracebacks = [text for text in said if _TRACEBACK in text]
-        title = reply.error.message if reply.error else "\n".join(text for text in said if text not in tracebacks)
-        self.query_one("#title", Static).update(title)
-        facts = self.query_one("#facts")
-        async with self.batch():
-            await facts.remove_children()
-            await facts.mount_all([Facts(_brief(table)) for table in reply.tables])
-        self._has_traceback = bool(tracebacks)
-        view = self.query_one("#traceback", Static)
-        view.display = False
-        view.update("\n\n".join(tracebacks))
-        self.refresh_bindings()
+        """Until they are of the row under the cursor, as it is now."""
+        try:
+            while (row := self.table.current) != self._detailed:
+                self._detailed, run_id = row, self.pointed
+                reply = await self.session.ask("runs", {"action": "show", "id": run_id}) if run_id else Reply()
+                if run_id == self.pointed:
+                    await self.details.show(run_id, _answer(reply))
+                    self.refresh_bindings()
+        finally:
+            self._looking = False
 
     # -- Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        state = self.state if self.is_mounted else ""
-        match action:
-            case "pause" | "steer" | "cancel":
-                return state in ("running", "paused")
-            case "resume":
-                return state in ("failed", "cancelled", "cut")
-            case "traceback":
-                return self._has_traceback
-            case "follow":
-                return bool(state)
+        """Only what can be done with the run under the cursor stands in the footer."""
+        if not self.is_mounted:
+            return super().check_action(action, parameters)
+        match action, parameters:
+            case "steer", ("continue",):
+                return self.state == "paused"
+            case "steer", ("pause",):
+                return self.state == "running"
+            case (("steer" | "cancel"), _):
+                return self.state in ("running", "paused")
+            case "resume", _:
+                return self.state in ("failed", "cancelled", "cut")
+            case "traceback", _:
+                return self.details.has_traceback
+            case "follow", _:
+                return bool(self.state) and not isinstance(self.focused, Input)
         return super().check_action(action, parameters)
 
     def on_table_view_row_chosen(self, message: TableView.RowChosen) -> None:
@@ -206,50 +256,53 @@ class RunsScreen(AmigoScreen):
             await self.session.resume(self.pointed)
         except AmigoError as error:
             self.amigo.show_failure(error)
-        self.action_refresh()
-
-    def action_pause(self) -> None:
-        self.action_steer("continue" if self.state == "paused" else "pause")
+        self._list()
 
     def action_steer(self, command: Command) -> None:
-        try:
-            self.session.command(command, self.pointed)
-        except AmigoError as error:
-            self.amigo.show_failure(error)
-        self.set_timer(0.5, self.action_refresh)  # its owner looks for a command five times a second
+        self._tell(command, self.pointed)
 
     @work(group="dialog", exclusive=True)
     async def action_cancel(self) -> None:
         run_id = self.pointed
-        question = f"Cancel {run_id}?"
-        if await self.app.push_screen_wait(
-            Confirm(question, "Cancel it", "What is done is kept; r goes on from there.")
-        ):
-            try:
-                self.session.command("cancel", run_id)
-            except AmigoError as error:
-                self.amigo.show_failure(error)
-            self.set_timer(0.5, self.action_refresh)
+        kept = f"`{self._titles.get(run_id, '')}`\nWhat is done is kept; r goes on from there."
+        if await self.app.push_screen_wait(Confirm(f"Cancel {run_id}?", "Cancel it", kept)):
+            self._tell("cancel", run_id)
+
+    def _tell(self, command: Command, run_id: str) -> None:
+        try:
+            self.session.command(command, run_id)
+        except AmigoError as error:
+            self.amigo.show_failure(error)
+        self.set_timer(_OBEYED_SECONDS, self._list)
 
     def action_traceback(self) -> None:
-        view = self.query_one("#traceback", Static)
-        view.display = not view.display
-        if view.display:
-            view.scroll_visible()
+        self.details.toggle_traceback()
 
     @work(group="dialog", exclusive=True)
     async def action_clean(self) -> None:
         if freed := await self.app.push_screen_wait(Cleaning(self.session)):
             self.notify(freed, markup=False)
-        self.action_refresh()
+        self._list()
 
     def commands(self) -> Iterable[SystemCommand]:
         yield SystemCommand("Free disk", "See what could go, then free it", self.action_clean)
+        yield SystemCommand("Refresh the runs", "Look at this home again (f5)", self.action_refresh)
+
+
+def _answer(reply: Reply) -> RunAnswer:
+    if reply.error:
+        return RunAnswer(failures=(f"{reply.error.message}\n{reply.error.hint}".rstrip(),))
+    return run_answer(reply.notes, reply.tables)
+
+
+def _word(state: Figure) -> str:
+    """Without what a person would type: `cut: amigo-local runs resume …`."""
+    return str(state).partition(":")[0]
 
 
 def _signed(state: Figure) -> str:
-    """`✓ done`, `■ cut`: without what a person would type."""
-    word = str(state).partition(":")[0]
+    """`✓ done`, `■ cut`."""
+    word = _word(state)
     return f"{GLYPHS.get('cancelled' if word == 'cut' else word, '·')} {word}"  # type: ignore[call-overload]  # any word
 
 
@@ -258,15 +311,6 @@ def _overview(table: Table) -> Table:
     rows = tuple((run_id, state, str(started)[5:], took) for run_id, _, started, took, state in table.rows)
     columns = {column.name: column for column in table.columns}
     return Table(table.title, tuple(columns[name] for name in ("what", "state", "started", "took")), rows)
-
-
-def _brief(table: Table) -> Table:
-    """Paths by their last part: the folder is the home's."""
-    rows = tuple(
-        tuple(value.rsplit("/", 1)[-1] if isinstance(value, str) and value.startswith("/") else value for value in row)
-        for row in table.rows
-    )
-    return Table(table.title, table.columns, rows)
 
 
 SCREEN = RunsScreen
