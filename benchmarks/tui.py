@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measuring import megabytes
-from tests.support.answered_keys import back_to_the_loop, letters, prompt_letters, screens, timed
+from tests.support.answered_keys import back_to_the_loop, palette_letters, prompt_letters, screens, timed
 from tests.support.command_line import SCRIPT, environment
 from tests.support.flood import LAST_NOTE, begin, end_of, start_flood
 from tests.support.pty_program import PtyProgram
@@ -89,7 +89,7 @@ def measure_flood(home: Path, seconds: float) -> tuple[dict[str, list[float]], l
         taken["another screen, at rest"] = timed(screens(app), rest)
         taken["letter in the prompt, at rest"] = timed(prompt_letters(app), rest)
         back_to_the_loop(app)
-        typing = letters(app)
+        typing = palette_letters(app)
         taken["letter in the palette, at rest"] = timed(typing, rest)
         before, cpu, after = app.rss_bytes, app.cpu_seconds, app.mark()
         begin(flood)

@@ -32,7 +32,7 @@ def run(params: DoctorParams, context: StageContext) -> StageResult:
     problems += _card(context) + _sandbox(context)
     _what_fits(context)
     if problems:
-        context.note(f"{problems} thing{'s' if problems > 1 else ''} to mend, each with its fix above", "warning")
+        context.note(f"{problems} thing{'s' if problems > 1 else ''} to mend, each with its fix", "warning")
     else:
         context.note("everything is in place", "good")
     return StageResult({"problems": problems})

@@ -157,7 +157,10 @@ def _list(context: StageContext) -> None:
     rows: list[tuple[Figure, ...]] = []
     for run_id in run_ids(workspace):
         found = _state(workspace, run_id)
-        title = read_run(workspace, run_id).title
+        try:
+            title = read_run(workspace, run_id).title
+        except InputError:
+            title = "can't be read: of another version"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.started)) if found.started else ""
         rows.append((run_id, title, when, found.ended - found.started, found.state))
     columns = (Column("run"), Column("what"), Column("started"), Column("took", "seconds"), Column("state"))

@@ -11,6 +11,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 from textual.screen import Screen
+from textual.timer import Timer
 
 from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import MachineMeasured, Record, RunStarted, StageFailed
@@ -21,6 +22,7 @@ from amigo_local.tui.session import Session
 from amigo_local.tui.themes import DARK, LIGHT, THEMES
 
 STATUS_SECONDS = 2.0
+UNDER_A_DIALOG_SECONDS = 0.5
 
 
 def _screen_factory(name: str) -> Callable[[], Screen[None]]:
@@ -58,6 +60,10 @@ class AmigoApp(App[None]):
         self.failure: StageFailed | None = None
         """The last one that was shown."""
         self._began = session.clock()
+        self._held_state: RunState | None = None
+        self._held: list[Record] = []
+        """Records that no screen was told of yet."""
+        self._telling: Timer | None = None
         self._first_screen = screen or session.saved.screen
         for theme in THEMES:
             self.register_theme(theme)
@@ -89,8 +95,17 @@ class AmigoApp(App[None]):
     # -- The followed run and the machine, for whichever screen shows
 
     def _hear_update(self, state: RunState, records: list[Record]) -> None:
-        """As a message: an error in drawing is the app's, and ends no following."""
-        self.call_later(self._run_updated, state, records)
+        """Told by a timer: an error in drawing is the app's, and ends no following. A screen that lies under a dialog
+        is drawn less often, so that the dialog's keys don't wait for it."""
+        self._held_state, self._held = state, self._held + records
+        if self._telling is None:
+            above = not isinstance(self.screen, AmigoScreen)
+            self._telling = self.set_timer(UNDER_A_DIALOG_SECONDS if above else 0.01, self._tell)
+
+    def _tell(self) -> None:
+        state, held, self._held, self._telling = self._held_state, self._held, [], None
+        if state:
+            self._run_updated(state, held)
 
     def _hear_failure(self, failure: StageFailed) -> None:
         self.call_later(self.show_failure, failure)

@@ -66,13 +66,14 @@ def run_app(home: Path, settings: ProgramSettings, screen: str = "") -> int:
 
 
 def _run(app: AmigoApp) -> None:
-    """A SIGTERM ends it as a key would."""
+    """SIGTERM and SIGINT end it as a key would."""
     if hangup := getattr(signal, "SIGHUP", None):
         signal.signal(hangup, lambda number, frame: _end_at_once(app.session, number))
     _take_any_bytes()
     with asyncio.Runner() as runner:
         with contextlib.suppress(NotImplementedError):  # Windows
-            runner.get_loop().add_signal_handler(signal.SIGTERM, app.exit)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                runner.get_loop().add_signal_handler(number, app.exit)
         runner.run(app.run_async())
 
 

@@ -263,7 +263,10 @@ def test_a_server_that_dies_while_answering(own_server: RealOllama, tiny_gguf: P
     backend, began = OllamaBackend(server), time.monotonic()
     with pytest.raises(InputError, match="went away while dies was answering"):
         backend.generate(
-            "dies", (QUESTION,), GenerationOptions(max_tokens=400, context_length=512), lambda text: own_server.kill()
+            "dies",
+            (QUESTION,),
+            GenerationOptions(max_tokens=50_000, context_length=512),
+            lambda text: own_server.kill(),
         )
     assert time.monotonic() - began < 30
 

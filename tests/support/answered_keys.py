@@ -20,7 +20,7 @@ _TO_THE_START = "\x15"  # ctrl+u deletes up to there
 _BETWEEN_SECONDS = 0.03
 
 
-def letters(app: PtyProgram) -> Iterator[float]:
+def palette_letters(app: PtyProgram) -> Iterator[float]:
     """Seconds from a letter to its echo in the palette, which lies over the Loop screen."""
     _until_answered(app, _PALETTE, "Search for commands")
     _until_answered(app, "ѣ", "ѣ")  # before it has the focus, letters go elsewhere
@@ -29,8 +29,10 @@ def letters(app: PtyProgram) -> Iterator[float]:
 
 def prompt_letters(app: PtyProgram) -> Iterator[float]:
     """Seconds from a letter to its echo in the prompt of the Compare screen."""
-    _until_answered(app, *_COMPARE_SCREEN)
-    _until_answered(app, "\rѣ", "ѣ")  # enter goes into the prompt
+    _answer(app, *_COMPARE_SCREEN)
+    time.sleep(0.5)  # it looks whether there are models, and has the focus accordingly
+    _answer(app, "\r", "Send")  # enter goes into the prompt
+    _until_answered(app, "ѣ", "ѣ")
     yield from _echoes(app)
 
 

@@ -7,11 +7,23 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import psutil
 from textual.pilot import Pilot
 
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.session import Session
+
+
+def runner_processes() -> list[psutil.Process]:
+    """Of this process: a session's other tests may have started servers."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if {"amigo_local.runner_process", "amigo_local.worker"} & set(child.cmdline()):
+                found.append(child)
+    return found
+
 
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
 

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from amigo_local.domain.events import Note, Record, Table
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.runner_process import RunRequest
 from amigo_local.tui.asking import Asked, Reply, RunnerPool
+from tests.support.tui_driving import runner_processes
 
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
 
@@ -57,10 +57,10 @@ def test_one_process_answers_one_verb_after_the_other(tmp_path: Path) -> None:
         wrong = await reply_to(pool, request(tmp_path, "runs", action="fly"))
         assert wrong.exit_code == 2 and wrong.error and "fly" in wrong.error.message
         assert (await reply_to(pool, request(tmp_path, "runs", action="ls"))).first(Table)
-        assert len(psutil.Process().children()) == 1
+        assert len(runner_processes()) == 1
 
     with_pool(tmp_path, body)
-    assert psutil.Process().children() == []
+    assert runner_processes() == []
 
 
 def test_verbs_are_answered_at_once_beside_each_other(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_process_that_dies_in_the_middle_is_a_failure_with_a_hint_and_the_next
 ) -> None:
     async def body(pool: RunnerPool) -> None:
         await reply_to(pool, request(tmp_path, "runs", action="ls"))
-        (child,) = psutil.Process().children()
+        (child,) = runner_processes()
         child.send_signal(signal.SIGSTOP)
         asked = asyncio.ensure_future(reply_to(pool, request(tmp_path, "runs", action="ls")))
         await asyncio.sleep(0)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from amigo_local.domain.errors import AmigoError, InputError
@@ -20,6 +19,7 @@ from amigo_local.tui.asking import Asked, RunnerPool
 from amigo_local.tui.saved_state import SavedState, read_state, write_state
 from amigo_local.tui.session import Session
 from tests.support.slow_pull import SlowPull
+from tests.support.tui_driving import runner_processes
 
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
 
@@ -115,12 +115,12 @@ def test_closing_while_a_question_is_answered_leaves_no_process_behind(tmp_path:
                     break
             asked = session.stream("pull", {"tag": "b"})
             waiting = asyncio.ensure_future(anext(aiter(asked)))
-            await until(lambda: len(psutil.Process().children(recursive=True)) >= 2)  # a runner and its worker
+            await until(lambda: len(runner_processes()) >= 2)  # a runner and its worker
             await session.close()
             waiting.cancel()
 
         with_session(tmp_path, body, ProgramSettings(ollama=OllamaSettings(host=server.url)))
-    assert psutil.Process().children(recursive=True) == []
+    assert runner_processes() == []
 
 
 def test_questions_are_answered_where_no_log_can_be_written_and_refused_where_no_process_can_start(

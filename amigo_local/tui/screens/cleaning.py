@@ -11,6 +11,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Static
 
+from amigo_local.domain.artifact import Figure
 from amigo_local.domain.units import format_size
 from amigo_local.tui.session import Session
 from amigo_local.tui.widgets.table_view import TableView
@@ -22,8 +23,8 @@ class Cleaning(ModalScreen[str]):
     DEFAULT_CSS = """
     Cleaning {
         align: center middle;
-        Vertical { width: 96%; height: 84%; border: round $warning; background: $surface; padding: 0 1; }
-        Static { height: auto; }
+        & > Vertical { width: 96%; height: 84%; border: round $warning; background: $surface; padding: 0 1; }
+        #what { height: auto; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -43,8 +44,11 @@ class Cleaning(ModalScreen[str]):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static("looking for what isn't needed…", id="what", markup=False)
-            yield TableView("path", empty="", sort="frees", descending=True)
+            yield TableView("path", empty="", sort="frees", descending=True, texts={"path": self._in_home})
         yield Footer()
+
+    def _in_home(self, path: Figure) -> str:
+        return str(path).removeprefix(f"{self._session.home}/")
 
     def on_mount(self) -> None:
         self._look()

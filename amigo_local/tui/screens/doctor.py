@@ -13,7 +13,6 @@ from textual.content import Content
 from textual.widgets import Static
 
 from amigo_local.domain.events import Note, Table
-from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.widgets.drawn import Drawn
 from amigo_local.tui.widgets.facts import Facts

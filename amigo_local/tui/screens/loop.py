@@ -48,9 +48,10 @@ class LoopScreen(AmigoScreen):
         RecordLog { height: 1fr; min-height: 4; border-top: solid $border; }
         MachinePanel { width: 34; border-left: solid $border; }
         &.-narrow MachinePanel { width: 26; }
+        &.-tiny MachinePanel { display: none; }
     }
     """
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (100, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "next", "Run next"),
         Binding("a", "all", "Run all"),

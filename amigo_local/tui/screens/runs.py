@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from textual import work
 from textual.app import ComposeResult, SystemCommand
@@ -16,28 +18,76 @@ from textual.widgets import Input, Static
 
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import AmigoError
-from amigo_local.domain.events import Record, Table
+from amigo_local.domain.events import (
+    Record,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+    StageCancelled,
+    StageFailed,
+    StageFinished,
+    StageSkipped,
+    Table,
+)
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import Command
+from amigo_local.engine.journal import JOURNAL_NAME
+from amigo_local.engine.lock import is_alive
 from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.cleaning import Cleaning
 from amigo_local.tui.screens.confirm import Confirm
 from amigo_local.tui.widgets.run_details import RunAnswer, RunDetails, run_answer
 from amigo_local.tui.widgets.status_signs import GLYPHS
-from amigo_local.tui.widgets.table_view import Row, TableView
+from amigo_local.tui.widgets.table_view import TableView
 
 DETAILS_AFTER_SECONDS = 0.2
-REFRESH_SECONDS = 2.0
-_REST = 10
-"""Times what the list took: so long it isn't asked for again by itself, because long journals are read for it."""
-_OBEYED_SECONDS = 0.5
+WATCH_SECONDS = 1.0
+LIST_SECONDS = 2.0
+"""The list isn't made more often than this by itself."""
+OBEYED_SECONDS = 0.5
 """A run looks for a command five times a second."""
+REST_SECONDS = 4.0
+"""Longer than the steps of most trainings, each of which would be a rest otherwise."""
 _NOTHING = """\
 [b]Nothing was run here yet.[/]
 
 [$accent]3[/]  choose a recipe, then [$accent]r[/] runs it
 [$accent]1[/]  then [$accent]d[/] runs the demo on a small real model"""
+_MOVES_ON = (
+    RunStarted | RunPaused | RunContinued | RunFinished | StageFinished | StageSkipped | StageFailed | StageCancelled
+)
+
+
+class Sign(NamedTuple):
+    """What can be seen of a run without reading its journal."""
+
+    live: bool
+    size_bytes: int
+    """Of the journal."""
+    grown: float
+    """Monotonic seconds when that was seen to change."""
+
+
+def signs_of(runs: Path, before: Mapping[str, Sign], now: float) -> dict[str, Sign]:
+    """Of every run there, by its id."""
+    found: dict[str, Sign] = {}
+    for journal in runs.glob(f"*/{JOURNAL_NAME}"):
+        try:
+            size_bytes = journal.stat().st_size
+        except OSError:  # removed meanwhile
+            continue
+        last = before.get(journal.parent.name)
+        grown = last.grown if last and last.size_bytes == size_bytes else now
+        found[journal.parent.name] = Sign(is_alive(journal.parent), size_bytes, grown)
+    return found
+
+
+def standing(signs: Mapping[str, Sign], now: float) -> dict[str, tuple[bool, bool]]:
+    """For each run whether it is live, and whether it rests, as one that is paused. Differs only when the list of runs
+    may say something new: a journal that merely grows doesn't count, so that a flood asks nothing."""
+    return {key: (sign.live, sign.live and now - sign.grown >= REST_SECONDS) for key, sign in signs.items()}
 
 
 class RunsScreen(AmigoScreen):
@@ -68,22 +118,25 @@ class RunsScreen(AmigoScreen):
         Binding("s", "steer('stop')", "Stop"),
         Binding("x", "cancel", "Cancel"),
         Binding("t", "traceback", "Traceback"),
-        Binding("c", "clean", "Clean up"),
+        Binding("c", "clean", "Clean"),
         Binding("f5", "refresh", "Refresh", show=False),
     ]
 
     def __init__(self) -> None:
         super().__init__()
+        self._detailed = ""
+        """Id of the run that the details are of; empty where they are to be asked for anew."""
+        self._rest: Timer | None = None
+        self._listing = self._list_again = self._asking = False
+        self._news = False
+        """Whether the followed run has moved on since the list was made."""
+        self._listed = 0.0
+        """Monotonic seconds when it was asked for last."""
         self._titles: dict[str, str] = {}
         """What each run was asked, by its id."""
-        self._listing = self._list_again = self._looking = False
-        self._news = False
-        """Whether the list may say something else by now."""
-        self._not_before = 0.0
-        """On the monotonic clock; what one asks for is done at once all the same."""
-        self._detailed: Row | None = None
-        """The row that the details are of, as it was then."""
-        self._rest: Timer | None = None
+        self._signs: dict[str, Sign] | None = None
+        """None before the first look."""
+        self._standing: dict[str, tuple[bool, bool]] = {}
 
     def body(self) -> ComposeResult:
         yield Static(id="disk", markup=False)
@@ -98,9 +151,6 @@ class RunsScreen(AmigoScreen):
             )
             yield RunDetails()
 
-    def on_mount(self) -> None:
-        self.set_interval(REFRESH_SECONDS / 4, self._keep_up)
-
     @property
     def table(self) -> TableView:
         return self.query_one(TableView)
@@ -111,67 +161,76 @@ class RunsScreen(AmigoScreen):
 
     @property
     def pointed(self) -> str:
-        """Id of the run under the cursor."""
         row = self.table.current
         return str(self.table.value(row, "what")) if row else ""
 
     @property
     def state(self) -> str:
-        """Of the run under the cursor: running, paused, done, failed, cancelled or cut."""
+        """Of the run that is pointed at: running, paused, done, failed, cancelled or cut."""
         row = self.table.current
-        return self._state_of(row) if row else ""
+        return _word(self.table.value(row, "state")) if row else ""
 
-    def _state_of(self, row: Row) -> str:
-        return _word(self.table.value(row, "state"))
+    # -- What is shown
 
-    # -- The list
+    def on_mount(self) -> None:
+        self.set_interval(WATCH_SECONDS, self._watch)
 
     def shown(self) -> None:
-        self._list()
+        self.action_refresh()
+
+    @work(group="watch", exclusive=True)
+    async def _watch(self) -> None:
+        """Runs that aren't followed, and those that were killed, say nothing themselves."""
+        if not self.is_current or self._signs is None:
+            return
+        before = self._standing
+        await self._look()
+        if self._standing != before or (self._news and self._listed_long_ago):
+            self.action_refresh()
+
+    async def _look(self) -> None:
+        now = time.monotonic()
+        self._signs = await asyncio.to_thread(signs_of, self.session.workspace.runs_dir, self._signs or {}, now)
+        self._standing = standing(self._signs, now)
 
     def run_updated(self, state: RunState, records: list[Record]) -> None:
         super().run_updated(state, records)
-        self._news = True
-        self._keep_up()
+        if any(isinstance(record.event, _MOVES_ON) for record in records):
+            self._news = True  # where it is too early, the watch sees to it
+            if self._listed_long_ago:
+                self.action_refresh()
 
-    def _keep_up(self) -> None:
-        """Lists again when something runs, whoever began it, and when the followed run has said something."""
-        if self not in self.app.screen_stack or self._listing or time.monotonic() < self._not_before:
-            return
-        if self._news or any(self._state_of(row) in ("running", "paused") for row in self.table.shown):
-            self._list()
+    @property
+    def _listed_long_ago(self) -> bool:
+        return time.monotonic() - self._listed >= LIST_SECONDS
 
     def action_refresh(self) -> None:
-        self._detailed = None
-        self._list()
-
-    def _list(self) -> None:
         """One at a time: what is asked for meanwhile comes after it."""
         self._list_again = True
         if not self._listing:
             self._listing = True
-            self._ask_list()
+            self._list()
 
     @work(group="list")
-    async def _ask_list(self) -> None:
+    async def _list(self) -> None:
         try:
+            if self._signs is None:
+                await self._look()  # before it is asked: what begins meanwhile is then seen
             while self._list_again:
                 self._list_again = self._news = False
-                began = time.monotonic()
-                reply = await self.session.ask("runs")
-                took = time.monotonic() - began
-                self._not_before = began + max(REFRESH_SECONDS, _REST * took)
-                self._show_list(reply)
+                self._listed = time.monotonic()
+                self._show_list(await self.session.ask("runs"))
         finally:
             self._listing = False
 
     def _show_list(self, reply: Reply) -> None:
         if reply.error:
             self.amigo.show_failure(reply.error)
+        disk = self.query_one("#disk", Static)
         if reply.error or not reply.tables:
-            self._say("the list couldn't be made; f5 tries again")
+            disk.update("the list couldn't be made; f5 tries again")
             return
-        self._say(reply.notes[-1].text if reply.notes else "")
+        disk.update(reply.notes[-1].text if reply.notes else "")
         runs = reply.tables[0]
         first = not self.pointed
         self._titles = {str(row[0]): str(row[1]) for row in runs.rows}
@@ -183,41 +242,38 @@ class RunsScreen(AmigoScreen):
         if first and runs.rows and self.focused is None:
             self.call_after_refresh(self.table.focus_rows)
         self.refresh_bindings()
-        self._look_soon()
-
-    def _say(self, text: str) -> None:
-        self.query_one("#disk", Static).update(text)
-
-    # -- The details
+        self._detailed = ""
+        self._details_soon()
 
     def on_table_view_row_pointed(self, message: TableView.RowPointed) -> None:
         message.stop()
         self.refresh_bindings()
-        self._look_soon()
+        if self.pointed != self._detailed:
+            self._details_soon()
 
-    def _look_soon(self) -> None:
+    def _details_soon(self) -> None:
         """Once the cursor rests."""
         if self._rest:
             self._rest.stop()
-        self._rest = self.set_timer(DETAILS_AFTER_SECONDS, self._look)
+        self._rest = self.set_timer(DETAILS_AFTER_SECONDS, self._fill_details)
 
-    def _look(self) -> None:
-        if not self._looking:
-            self._looking = True
+    def _fill_details(self) -> None:
+        if not self._asking:
+            self._asking = True
             self._ask_details()
 
     @work(group="details")
     async def _ask_details(self) -> None:
-        """Until they are of the row under the cursor, as it is now."""
+        """Until they are of the run under the cursor."""
         try:
-            while (row := self.table.current) != self._detailed:
-                self._detailed, run_id = row, self.pointed
-                reply = await self.session.ask("runs", {"action": "show", "id": run_id}) if run_id else Reply()
+            while (run_id := self.pointed) != self._detailed:
+                self._detailed = run_id
+                reply = await self.session.ask("runs", {"action": "show", "id": run_id})
                 if run_id == self.pointed:
                     await self.details.show(run_id, _answer(reply))
                     self.refresh_bindings()
         finally:
-            self._looking = False
+            self._asking = False
 
     # -- Keys
 
@@ -230,7 +286,7 @@ class RunsScreen(AmigoScreen):
                 return self.state == "paused"
             case "steer", ("pause",):
                 return self.state == "running"
-            case (("steer" | "cancel"), _):
+            case ("steer" | "cancel", _):
                 return self.state in ("running", "paused")
             case "resume", _:
                 return self.state in ("failed", "cancelled", "cut")
@@ -256,7 +312,7 @@ class RunsScreen(AmigoScreen):
             await self.session.resume(self.pointed)
         except AmigoError as error:
             self.amigo.show_failure(error)
-        self._list()
+        self.action_refresh()
 
     def action_steer(self, command: Command) -> None:
         self._tell(command, self.pointed)
@@ -273,7 +329,7 @@ class RunsScreen(AmigoScreen):
             self.session.command(command, run_id)
         except AmigoError as error:
             self.amigo.show_failure(error)
-        self.set_timer(_OBEYED_SECONDS, self._list)
+        self.set_timer(OBEYED_SECONDS, self.action_refresh)
 
     def action_traceback(self) -> None:
         self.details.toggle_traceback()
@@ -282,7 +338,7 @@ class RunsScreen(AmigoScreen):
     async def action_clean(self) -> None:
         if freed := await self.app.push_screen_wait(Cleaning(self.session)):
             self.notify(freed, markup=False)
-        self._list()
+        self.action_refresh()
 
     def commands(self) -> Iterable[SystemCommand]:
         yield SystemCommand("Free disk", "See what could go, then free it", self.action_clean)

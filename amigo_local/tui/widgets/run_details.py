@@ -1,4 +1,4 @@
-"""RunDetails: what is known of one run: what was asked, what went wrong, its stages and figures, tracebacks on demand."""
+"""RunDetails: what one run was asked, what went wrong, its stages and figures; tracebacks on demand."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class RunDetails(VerticalScroll):
         #title { height: auto; text-style: bold; }
         #wrong { height: auto; display: none; margin-top: 1; }
         #tables { height: auto; }
+        Facts { padding: 0; }
         #traceback { height: auto; display: none; color: $text-muted; margin-top: 1; }
     }
     """
