@@ -237,7 +237,8 @@ def test_without_a_server_artifacts_are_listed_and_it_says_how_to_start_one(made
         async with on_screen(Session(made.folder / "home", away)) as (app, pilot):
             await listed(app, pilot)
             assert app.refs and not any(ref.startswith("ollama:") for ref in app.refs)
-            assert "no Ollama server answers; its tags are not listed: ollama serve" in screen_text(app)
+            told = "no Ollama server answers; its tags are not listed: ollama serve"
+            await until(pilot, lambda: told in screen_text(app))
             await go_to(app, pilot, made.export.path)
 
     asyncio.run(body())

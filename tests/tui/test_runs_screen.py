@@ -98,8 +98,9 @@ def test_a_live_run_is_steered_by_keys_and_asks_before_it_is_cancelled(tmp_path:
     async def body() -> None:
         async with driven(tmp_path, screen="runs", size=(80, 24)) as (app, pilot):
             await until(pilot, lambda: runs_screen(app).state == "running")
+            await until(pilot, lambda: "Pause" in screen_text(app).splitlines()[-1])
             footer = screen_text(app).splitlines()[-1]
-            assert "Pause" in footer and "Quit" in footer and "Resume" not in footer and "Continue" not in footer
+            assert "Quit" in footer and "Resume" not in footer and "Continue" not in footer
             await pilot.press("r")  # not for one that runs
             await pilot.press("space")
             assert take_command(folder) == "pause"
