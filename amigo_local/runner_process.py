@@ -19,9 +19,10 @@ import msgspec
 
 from amigo_local.domain.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_USAGE, AmigoError, InputError
 from amigo_local.domain.events import Record, StageFailed, encode_record
-from amigo_local.engine.contract import Params, Stage
+from amigo_local.engine.contract import Params, RecipeRequest, Stage
 from amigo_local.engine.data_paths import found_from_anywhere
 from amigo_local.engine.entry import expected, take_stdout, unexpected, write_line
+from amigo_local.engine.recipe_chain import load_chain
 from amigo_local.engine.runner import Outcome, Runner
 from amigo_local.engine.runner_process import RunBegun, RunEnded, RunRequest
 from amigo_local.engine.workspace import Workspace
@@ -66,6 +67,8 @@ def _params(stage: Stage, request: RunRequest) -> Params:
         raise InputError(f"{stage.name}: {text}", f"amigo-local {stage.name} --help") from error
     if request.detached and not stage.is_journalled and stage.again is None:
         raise InputError(f"{stage.name} makes no run that could be left alone", "ask it without `detached`")
+    if request.detached and isinstance(params, RecipeRequest):
+        load_chain(params.recipe, params.overrides)  # refused while whoever asked still listens
     return params
 
 

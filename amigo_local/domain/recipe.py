@@ -200,6 +200,8 @@ class RegisterSettings(Strict, frozen=True, kw_only=True):
     """Tag whose template, parameters and system are taken; None: the source."""
 
 
+HUMANEVAL_PROBLEMS = 164
+"""Chen et al. 2021."""
 Suite = Literal["directness", "humaneval", "context", "debugging", "reasoning"]
 
 

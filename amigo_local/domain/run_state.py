@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal
 
 from amigo_local.domain.artifact import Artifact, Figure
@@ -161,6 +162,10 @@ class RunState:
             self.stages.append(stage)
         stage.attempt = self.attempt
         return stage
+
+    def log_after(self, seq: int) -> list[Record]:
+        """Records of the log that are newer than that one, in order."""
+        return list(takewhile(lambda record: record.seq > seq, reversed(self.log)))[::-1]
 
     @property
     def running(self) -> StageState | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
+from amigo_local.domain.errors import InputError
+from amigo_local.engine.lock import ALIVE_NAME, is_alive
 from amigo_local.engine.workspace import write_synced
 
 CONTROL_NAME = "control"
@@ -27,6 +29,22 @@ def send_command(run_folder: Path, command: Command) -> None:
     aside = path.with_name(f"{CONTROL_NAME}-{os.getpid()}.partial")
     write_synced(aside, command.encode())
     aside.replace(path)
+
+
+def tell_run(run_folder: Path, command: Command, title: str = "") -> None:
+    """The same for a run that must be going on. Raises InputError when it isn't, or the home can't be written. title:
+    what it was asked, for the message."""
+    run_id = run_folder.name
+    if not is_alive(run_folder):
+        asked = f" (`{title}`)" if title else ""
+        raise InputError(f"run {run_id} isn't going on{asked}", "amigo-local runs ls shows those that are")
+    try:
+        send_command(run_folder, command)
+    except OSError as error:
+        raise InputError(
+            f"run {run_id} can't be told to {command}: {error.strerror or error}",
+            f"free some disk; or end it by its process, which {run_folder / ALIVE_NAME} names",
+        ) from error
 
 
 def take_command(run_folder: Path) -> Command | None:

@@ -9,6 +9,8 @@ from typing import TypeVar
 import msgspec
 
 from amigo_local.domain.data_source import CandidatesSource, Source
+from amigo_local.domain.errors import InputError
+from amigo_local.domain.model_ref import parse_model_ref
 from amigo_local.engine.contract import Params, RecipeRequest
 
 _PATHS = ("jsonl", "json", "parquet", "repo")
@@ -46,8 +48,16 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def found_from_anywhere(params: Params) -> Params:
-    """With the paths of recipes absolute: the run may be resumed from another folder."""
+    """With the paths of recipes and of the model absolute: the run may be resumed from another folder."""
     if not isinstance(params, RecipeRequest):
         return params
     recipes = tuple(str(Path(text).absolute()) if Path(text).is_file() else text for text in params.recipe)
-    return msgspec.structs.replace(params, recipe=recipes)
+    return msgspec.structs.replace(params, recipe=recipes, model=params.model and _model_from_anywhere(params.model))
+
+
+def _model_from_anywhere(text: str) -> str:
+    try:
+        ref = parse_model_ref(text)
+    except InputError:
+        return text  # the verb says what is wrong with it
+    return str(ref) if ref.kind in ("gguf", "checkpoint") else text

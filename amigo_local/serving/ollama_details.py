@@ -26,12 +26,6 @@ class OllamaTag(msgspec.Struct, frozen=True, kw_only=True):
     """True for an entry that another machine serves: it has no weights here."""
 
 
-class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    size_bytes: int
-    vram_bytes: int
-
-
 class TagDetails(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     template: str

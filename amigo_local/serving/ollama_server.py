@@ -16,18 +16,18 @@ import msgspec
 import ollama
 
 from amigo_local.domain.errors import InputError
-from amigo_local.domain.events import Emit, Note, Progress
+from amigo_local.domain.events import Emit, LoadedModel, Note, Progress
 from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.units import format_size
 from amigo_local.serving.ollama_connection import is_loopback, ollama_errors, server_url
 from amigo_local.serving.ollama_details import (
-    LoadedModel,
     OllamaTag,
     TagDetails,
     details_from_json,
     parameters_to_json,
     tag_from_json,
 )
+from amigo_local.serving.ollama_state import loaded_model
 from amigo_local.serving.ollama_store import remove_broken_partials, store_candidates
 from amigo_local.serving.tag_name import parse_tag_name
 
@@ -233,11 +233,7 @@ class OllamaServer:
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         """The models in the server's memory now."""
-        models = self._get("/api/ps").get("models") or ()
-        return tuple(
-            LoadedModel(name=entry["name"], size_bytes=entry["size"], vram_bytes=entry.get("size_vram", 0))
-            for entry in models
-        )
+        return tuple(map(loaded_model, self._get("/api/ps").get("models") or ()))
 
     def unload(self, tag: str) -> None:
         """Returns when the server has let go of the model's memory; nothing happens when it isn't loaded."""
@@ -257,7 +253,7 @@ class OllamaServer:
         models = self.loaded()
         for model in models:
             self.unload(model.name)
-            where = f", {format_size(model.vram_bytes)} of it VRAM" if model.vram_bytes else ""
+            where = f", {format_size(model.size_vram_bytes)} of it VRAM" if model.size_vram_bytes else ""
             emit(Note(f"unloaded {model.name} from Ollama, which held {format_size(model.size_bytes)}{where}"))
         return models
 

@@ -25,7 +25,7 @@ def ollama_state(url: str) -> OllamaState:
     try:
         version = str(_get(opener, f"{url}/api/version")["version"])
         models = _get(opener, f"{url}/api/ps").get("models") or ()
-        return OllamaState(url=url, version=version, loaded=tuple(map(_loaded, models)))
+        return OllamaState(url=url, version=version, loaded=tuple(map(loaded_model, models)))
     except (OSError, HTTPException) as error:
         raise InputError(f"no Ollama server answers at {url}", NO_SERVER_HINT) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -37,7 +37,8 @@ def _get(opener: urllib.request.OpenerDirector, address: str) -> dict[str, Any]:
         return dict(json.loads(reply.read(_MOST_BYTES)))
 
 
-def _loaded(entry: dict[str, Any]) -> LoadedModel:
+def loaded_model(entry: dict[str, Any]) -> LoadedModel:
+    """An entry of `/api/ps` (ProcessModelResponse in Ollama's api/types.go)."""
     return LoadedModel(
         name=str(entry["name"]),
         size_bytes=int(entry.get("size") or 0),

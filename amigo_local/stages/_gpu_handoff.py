@@ -49,7 +49,7 @@ def handed_over(machine: Machine, server: OllamaServer | None) -> Machine:
     free, total = machine.vram_free_bytes, machine.vram_total_bytes
     if free is None or total is None or server is None:
         return machine
-    held = sum(model.vram_bytes for model in server.loaded())
+    held = sum(model.size_vram_bytes for model in server.loaded())
     return msgspec.structs.replace(machine, vram_free_bytes=min(total, free + held))
 
 
@@ -68,7 +68,7 @@ def hand_over_gpu(
     be unloaded.
     """
     before = read_gpu()
-    held = sum(model.vram_bytes for model in server.unload_all(emit)) if server is not None else 0
+    held = sum(model.size_vram_bytes for model in server.unload_all(emit)) if server is not None else 0
     now = read_gpu() if held else before
     if before is None or now is None:
         return

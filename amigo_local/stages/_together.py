@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from amigo_local.domain.errors import AmigoError, Cancelled, InputError
@@ -85,7 +86,7 @@ def _free(choice: BackendChoice, context: StageContext) -> tuple[int, str]:
         on_card = on_card and loads_on_card()
     elif server := reachable(context.settings):
         held = sum(
-            loaded.vram_bytes if on_card else loaded.size_bytes
+            loaded.size_vram_bytes if on_card else loaded.size_bytes
             for loaded in server.loaded()
             if loaded.name in choice.models
         )
@@ -127,6 +128,9 @@ def answer_together(sides: Sequence[Side], options: GenerationOptions, emit: Emi
 
         return side.backend.generate(side.model, side.messages, options, say)
 
+    def report(number: int, done: Future[Answer]) -> None:
+        said.put((number, done))
+
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(len(sides), thread_name_prefix="chat")
         tasks = {n: pool.submit(talk, n, side) for n, side in enumerate(sides) if n not in failed}
@@ -134,7 +138,7 @@ def answer_together(sides: Sequence[Side], options: GenerationOptions, emit: Emi
         stack.callback(wait, tasks.values(), _CANCEL_SECONDS)
         stack.callback(stop.set)
         for number, task in tasks.items():
-            task.add_done_callback(lambda done, number=number: said.put((number, done)))  # type: ignore[misc]
+            task.add_done_callback(partial(report, number))
         talking = set(tasks)
         while talking:
             number, piece = said.get()

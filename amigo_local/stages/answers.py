@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,18 @@ _COLUMNS = (
 )
 
 
+class _Suites(msgspec.Struct, frozen=True):
+    suites: tuple[str, ...] = ()
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """Of EvaluateParams, whatever version wrote them, what tells one evaluation from another."""
+
+    refs: tuple[str, ...] = ()
+    adapter: str | None = None
+    settings: _Suites = _Suites()
+
+
 class AnswersParams(Params, frozen=True, kw_only=True):
     where: Annotated[
         str | None, argument("Run, or folder of an evaluation; default: the newest evaluation in this home.")
@@ -40,9 +53,13 @@ class AnswersParams(Params, frozen=True, kw_only=True):
     of: Annotated[str | None, option("Only of this model: its label, its name, 0 or 1.")] = None
     id: Annotated[str | None, option("Question to show, with its answers in full.")] = None
     tables: Annotated[bool, option("Only the tables that compare the models.")] = False
+    all: Annotated[bool, option("List the evaluations of this home, the newest first.")] = False
 
 
 def run(params: AnswersParams, context: StageContext) -> StageResult:
+    if params.all:
+        context.emit(past_evaluations(context.workspace))
+        return StageResult()
     folder = evaluation_folder(params.where, context.workspace)
     result = read_results(folder)
     chosen = list(_chosen(params, result))
@@ -59,6 +76,20 @@ def run(params: AnswersParams, context: StageContext) -> StageResult:
         rows = tuple(_row(answer) for answer in chosen)
         context.emit(Table("Answers", _COLUMNS, rows))
     return StageResult()
+
+
+def past_evaluations(workspace: Workspace) -> Table:
+    """Newest first."""
+    rows = []
+    for artifact in reversed(list(workspace.artifacts())):
+        if not _is_evaluation(artifact.path):
+            continue
+        asked = msgspec.convert(artifact.params, _Asked)
+        refs = " → ".join(asked.refs) + (" + adapter" if asked.adapter else "")
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(artifact.created))
+        rows.append((refs, made, ", ".join(asked.settings.suites), artifact.run_id, artifact.path))
+    columns = (Column("models"), Column("made"), Column("suites"), Column("run"), Column("evaluation"))
+    return Table("Evaluations", columns, tuple(rows))
 
 
 def evaluation_folder(where: str | None, workspace: Workspace) -> Path:

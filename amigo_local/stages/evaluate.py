@@ -13,7 +13,7 @@ from amigo_local.domain.artifact import Figure
 from amigo_local.domain.errors import InputError
 from amigo_local.domain.generation import ChatBackend
 from amigo_local.domain.plan import Needs
-from amigo_local.domain.recipe import EvaluateSettings, Suite
+from amigo_local.domain.recipe import HUMANEVAL_PROBLEMS, EvaluateSettings, Suite
 from amigo_local.domain.shape import ModelShape
 from amigo_local.engine.contract import Chain, Params, Stage, StageContext, StageResult, Step, argument, option
 from amigo_local.stages._evaluation_requests import SKILLS, gather_requests
@@ -129,7 +129,7 @@ def _needs(params: EvaluateParams, file_bytes: int, context: StageContext) -> Ne
     """How fast a card would answer isn't known."""
     settings = params.settings
     asked = settings.directness_prompts * ("directness" in settings.suites)
-    asked += (settings.humaneval_problems or 164) * ("humaneval" in settings.suites)
+    asked += (settings.humaneval_problems or HUMANEVAL_PROBLEMS) * ("humaneval" in settings.suites)
     asked += settings.skill_prompts * len(set(SKILLS) & set(settings.suites))
     tokens = (
         asked * len(params.refs) * settings.max_answer_tokens * 0.5

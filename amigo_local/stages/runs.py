@@ -25,9 +25,10 @@ from amigo_local.domain.events import (
 )
 from amigo_local.domain.units import format_size
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult, argument, option
-from amigo_local.engine.control import Command, send_command
+from amigo_local.engine.control import Command, send_command, tell_run
 from amigo_local.engine.fingerprint import size_of
 from amigo_local.engine.journal import JOURNAL_NAME, read_journal
+from amigo_local.engine.live_runs import live_runs
 from amigo_local.engine.lock import hold_home, is_alive
 from amigo_local.engine.run_record import RunRecord, read_run
 from amigo_local.engine.workspace import Workspace, is_intact, remove
@@ -88,17 +89,16 @@ def again(params: RunsParams, workspace: Workspace) -> RunRecord | None:
 
 def _to_resume(workspace: Workspace) -> str:
     """One that waits to be told so, else the newest."""
-    live = [run_id for run_id in reversed(run_ids(workspace)) if is_alive(workspace.runs_dir / run_id)]
-    waiting = [run_id for run_id in live if _state(workspace, run_id).state == "paused"]
+    live = live_runs(workspace.runs_dir)
+    waiting = [run_id for run_id in reversed(live) if _state(workspace, run_id).state == "paused"]
     return waiting[0] if waiting else _newest(workspace)
 
 
 def newest_run(workspace: Workspace) -> str:
     """Id of the newest run that is going on, else of the one that was written to last. Raises InputError when there
     is none."""
-    newest = _newest(workspace)
-    live = (run_id for run_id in reversed(run_ids(workspace)) if is_alive(workspace.runs_dir / run_id))
-    return next(live, newest)
+    live = live_runs(workspace.runs_dir)
+    return live[-1] if live else _newest(workspace)
 
 
 def _newest(workspace: Workspace) -> str:
@@ -145,10 +145,7 @@ def _command(command: Command, run_id: str | None, context: StageContext) -> Non
     workspace = context.workspace
     run_id = run_id or newest_run(workspace)
     title = read_run(workspace, run_id).title
-    folder = workspace.runs_dir / run_id
-    if not is_alive(folder):
-        raise InputError(f"run {run_id} isn't going on (`{title}`)", "amigo-local runs ls shows those that are")
-    send_command(folder, command)
+    tell_run(workspace.runs_dir / run_id, command, title)
     context.note(f"run {run_id} (`{title}`) {_ASKED[command].format(run_id)}", "good")
 
 
@@ -245,7 +242,8 @@ def _superseded(workspace: Workspace) -> list[Artifact]:
 
     runs = [(run_id, run_artifacts(workspace, run_id)) for run_id in run_ids(workspace)]
     newest = [made for _, made in runs if made][-1:]
-    live = [made for run_id, made in runs if is_alive(workspace.runs_dir / run_id)]
+    alive = set(live_runs(workspace.runs_dir))
+    live = [made for run_id, made in runs if run_id in alive]
     kept = {artifact.fingerprint for made in newest + live for artifact in made}
     everything = list(workspace.artifacts())
     served = {str(artifact.figures.get("gguf")) for artifact in everything if artifact.kind == "registration"}

@@ -9,7 +9,8 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.events import MachineMeasured, OllamaState, RunningRun
 from amigo_local.engine.contract import Params, Stage, StageContext, StageResult
 from amigo_local.engine.journal import JOURNAL_NAME
-from amigo_local.engine.lock import ALIVE_NAME, is_alive
+from amigo_local.engine.live_runs import live_runs
+from amigo_local.engine.lock import ALIVE_NAME
 from amigo_local.engine.run_record import read_run
 from amigo_local.engine.workspace import Workspace
 
@@ -46,16 +47,13 @@ def _ollama(context: StageContext) -> tuple[OllamaState | None, str]:
 def running_runs(workspace: Workspace) -> tuple[RunningRun, ...]:
     """Runs that a process holds now, the oldest first."""
     found = []
-    for alive in workspace.runs_dir.glob(f"*/{ALIVE_NAME}"):
-        folder = alive.parent
-        if not is_alive(folder):
-            continue
-        title = ""
+    for run_id in live_runs(workspace.runs_dir):
+        folder, title = workspace.runs_dir / run_id, ""
         with contextlib.suppress(InputError):  # just started, or written by another version
-            title = read_run(workspace, folder.name).title
+            title = read_run(workspace, run_id).title
         with contextlib.suppress(OSError):  # it was cleaned away meanwhile
-            since = alive.stat().st_mtime  # its owner signs it when the run starts
-            found.append(RunningRun(run_id=folder.name, title=title, since=since, paused=_is_paused(folder)))
+            since = (folder / ALIVE_NAME).stat().st_mtime  # its owner signs it when the run starts
+            found.append(RunningRun(run_id=run_id, title=title, since=since, paused=_is_paused(folder)))
     return tuple(sorted(found, key=lambda run: (run.since, run.run_id)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import ClassVar
 
 from textual import work
@@ -22,6 +23,7 @@ from amigo_local.tui.session import Session
 from amigo_local.tui.themes import DARK, LIGHT, THEMES
 
 STATUS_SECONDS = 2.0
+NOTICE_SECONDS = 1.0
 UNDER_A_DIALOG_SECONDS = 0.5
 
 
@@ -44,8 +46,8 @@ class AmigoApp(App[None]):
     DEFAULT_MODE = "loop"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(str(place), f"app.show_screen('{name}')", title, show=False)
-            for place, (name, title) in enumerate(SCREENS.items(), start=1)
+            Binding(str(place), f"app.show_screen('{name}')", name.title(), show=False)
+            for place, name in enumerate(SCREENS, start=1)
         ),
         Binding("ctrl+t", "toggle_light", "Light/dark", show=False),
         Binding("ctrl+e", "show_details", "Error details", show=False),
@@ -86,6 +88,7 @@ class AmigoApp(App[None]):
         gc.freeze()
         self.run_worker(self._open_session(), name="session")
         self.set_interval(STATUS_SECONDS, self._measure)
+        self.set_interval(NOTICE_SECONDS, self.session.notice)
 
     async def _open_session(self) -> None:
         await self.session.warm()
@@ -172,8 +175,8 @@ class AmigoApp(App[None]):
         self.session.saved.theme = theme
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        for name, title in SCREENS.items():
-            yield SystemCommand(f"Go to {title}", SUMMARIES[name], lambda name=name: self.action_show_screen(name))
+        for name, summary in SCREENS.items():
+            yield SystemCommand(f"Go to {name.title()}", summary, partial(self.action_show_screen, name))
         if isinstance(screen, AmigoScreen):
             yield from screen.commands()
         yield from super().get_system_commands(screen)
@@ -201,19 +204,5 @@ class AmigoApp(App[None]):
         except AmigoError as error:
             self.show_failure(error)
             return
-        for screen in self._amigo_screens():
-            screen.remember()
         await self.session.close()
         self.exit()
-
-
-SUMMARIES = {
-    "loop": "The whole loop of a recipe, stage by stage",
-    "models": "Ollama's tags and our artifacts: pull, unpack, register, remove",
-    "recipe": "Settings, and what they need of this machine",
-    "train": "Loss, speed, memory, checkpoints of a training",
-    "compare": "Two models side by side, and votes",
-    "evaluate": "Suites, old against refined",
-    "runs": "What was run, resume it, free disk",
-    "doctor": "What this machine can do, and what to mend",
-}

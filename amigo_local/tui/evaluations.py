@@ -1,22 +1,17 @@
-"""Evaluations: what is asked of `evaluate` next, which ones lie in this home, and the way through their answers."""
+"""Evaluations: what is asked of `evaluate` next, and the way through the answers of one."""
 
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from amigo_local.domain.artifact import Artifact, Figure
-from amigo_local.domain.events import Column, Table
-from amigo_local.domain.recipe import Suite
-from amigo_local.domain.run_state import RunState, StageState
-from amigo_local.engine.workspace import Workspace
+from amigo_local.domain.artifact import Figure
+from amigo_local.domain.events import Table
+from amigo_local.domain.recipe import HUMANEVAL_PROBLEMS, Suite
 from amigo_local.tui.saved_state import EvaluateState
 
 STAGE = "evaluate"
-HUMANEVAL_PROBLEMS = 164
 SUITES: dict[Suite, str] = {
     "directness": "code at once, nothing else",
     "humaneval": "problems run in a sandbox",
@@ -27,7 +22,6 @@ SUITES: dict[Suite, str] = {
 """What each asks, in a few words."""
 _PROBLEMS = (8, 16, 24, 41, 82, HUMANEVAL_PROBLEMS)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096)
-_COLUMNS = (Column("models"), Column("made"), Column("suites"), Column("run"), Column("evaluation"))
 
 Key = tuple[Figure, Figure]
 """Suite and id of a question."""
@@ -74,52 +68,6 @@ def _next(steps: Sequence[int], value: int, by: int) -> int:
     if by > 0:
         return next((step for step in steps if step > value), value)
     return next((step for step in reversed(steps) if step < value), value)
-
-
-def models_of(run: RunState) -> list[str]:
-    """Base and refined model of a loop, as far as it has come; empty for a run of something else."""
-    made = [stage.artifact for stage in run.stages if stage.artifact]
-    for artifact in reversed(made):
-        refs = artifact.params.get("refs")
-        if artifact.kind == "report" and isinstance(refs, list) and len(refs) == 2:
-            return [str(ref) for ref in refs]
-    base = [str(each.params["ref"]) for each in made if each.kind in ("tokenizer", "nf4") and each.params.get("ref")]
-    tags = [each.figures.get("tag") for each in made if each.kind == "registration"]
-    return base[:1] + [f"ollama:{tag}" for tag in tags[-1:] if tag]
-
-
-def evaluation_in(run: RunState) -> StageState | None:
-    """The evaluation that goes on in a run, else its last one."""
-    found = [stage for stage in run.stages if stage.stage == STAGE]
-    return next((stage for stage in found if stage.status == "running"), found[-1] if found else None)
-
-
-# -- Those that lie here
-
-
-def newest_evaluation(workspace: Workspace) -> str:
-    """Its folder; empty when there is none."""
-    return next((artifact.path for artifact in reversed(_evaluations(workspace))), "")
-
-
-def past_evaluations(workspace: Workspace, write: Callable[[str], str]) -> Table:
-    """Newest first. write: how a REF is shown."""
-    rows = []
-    for artifact in reversed(_evaluations(workspace)):
-        params: Any = artifact.params
-        models = " → ".join(write(str(ref)) for ref in params.get("refs", ())) or "?"
-        models += " + adapter" if params.get("adapter") else ""
-        suites = ", ".join((params.get("settings") or {}).get("suites", ()))
-        rows.append((models, _when(artifact.created), suites, artifact.run_id, artifact.path))
-    return Table("Evaluations", _COLUMNS, tuple(rows))
-
-
-def _evaluations(workspace: Workspace) -> list[Artifact]:
-    return [each for each in workspace.artifacts() if each.kind == "report" and Path(each.path).is_dir()]
-
-
-def _when(created: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
 
 
 # -- The way through the answers of one

@@ -9,24 +9,25 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from amigo_local.domain.errors import EXIT_FAILED, InputError
 from amigo_local.domain.events import Progress, Record, StageFailed, TokenGenerated
 from amigo_local.domain.run_state import RunState
 from amigo_local.domain.settings import ProgramSettings
-from amigo_local.engine.control import Command, send_command
+from amigo_local.engine.control import Command, tell_run
 from amigo_local.engine.follow import JournalFollower
 from amigo_local.engine.journal import JOURNAL_NAME
-from amigo_local.engine.lock import ALIVE_NAME, is_alive
-from amigo_local.engine.run_record import RunRecord
+from amigo_local.engine.live_runs import live_runs
+from amigo_local.engine.lock import is_alive
+from amigo_local.engine.run_record import read_run
 from amigo_local.engine.runner_process import RunRequest, start_detached
 from amigo_local.engine.workspace import Workspace
 from amigo_local.tui.asking import Asked, Reply, RunnerPool
 from amigo_local.tui.saved_state import read_state, write_state
 
+LOOKED_AT = 10
+"""Of the runs only the newest can be going on unseen."""
 POLL_SECONDS = 0.1
 LIVENESS_SECONDS = 0.5
 SLICE_SECONDS = 0.01
@@ -34,6 +35,14 @@ SLICE_SECONDS = 0.01
 
 OnUpdate = Callable[[RunState, list[Record]], None]
 """Told at most once in POLL_SECONDS: the whole, and what is new in it but pieces of text and progress."""
+
+
+class Loop(NamedTuple):
+    """What makes two loops the same one: how much of it is run at once, and with which changes, doesn't."""
+
+    verb: str
+    recipe: tuple[str, ...]
+    model: str
 
 
 class Session:
@@ -50,8 +59,8 @@ class Session:
         self.on_update: OnUpdate = lambda state, records: None
         self.on_failure: Callable[[StageFailed], None] = lambda failure: None
         """Told what goes wrong while nobody asks."""
-        self._asked: object = None
-        """What the followed run was asked, where it is a loop."""
+        self._loop: Loop | None = None
+        """What the followed run was asked, where it works from a recipe."""
         self._pool = RunnerPool(home / "cache" / "runners.log")
         self._following: asyncio.Task[None] | None = None
         self._beginning: tuple[RunRequest, asyncio.Task[str]] | None = None
@@ -97,10 +106,16 @@ class Session:
         chosen = {"recipe": choice.recipe, "overrides": choice.overrides}
         return chosen | ({"model": choice.model} if choice.model else {})
 
+    async def run_chosen(self, *, next_only: bool) -> str:
+        """Starts the chosen loop; the demo, which brings its model, as a whole."""
+        if self.saved.choice.is_demo:
+            return await self.start_loop("demo", {})
+        return await self.start_loop("run", self.loop_params() | {"next": next_only})
+
     async def start_loop(self, verb: str, params: Mapping[str, Any]) -> str:
         """Starts the chosen loop, in the journal of the followed run when that is one of the same recipe."""
         title = shlex.join([verb, *loop_arguments(params)])
-        again = self.run.run_id if self.run and not self.live and self._asked == _asked(verb, params) else None
+        again = self.run.run_id if self.run and not self.live and self._loop == _loop_of(verb, params) else None
         return await self.start(verb, params, title, resume=again)
 
     async def resume(self, run_id: str) -> str:
@@ -114,53 +129,62 @@ class Session:
         """Tells a live run to pause, continue, stop or cancel. Raises InputError when it doesn't run or the home
         can't be written."""
         run_id = run_id or self.saved.run_id
-        folder = self.workspace.runs_dir / run_id
-        if not run_id or not is_alive(folder):
+        if not run_id:
             raise InputError("there is no run going on to be told that", "start one with Enter on the Loop screen")
-        try:
-            send_command(folder, command)
-        except OSError as error:
-            raise InputError(
-                f"run {run_id} can't be told to {command}: {error.strerror or error}",
-                f"free some disk; or end it by its process, which {folder / ALIVE_NAME} names",
-            ) from error
+        tell_run(self.workspace.runs_dir / run_id, command)
 
     def is_live(self, run_id: str) -> bool:
         return bool(run_id) and is_alive(self.workspace.runs_dir / run_id)
 
-    async def follow(self, run_id: str) -> None:
-        """Shows that run from its first record on; what was followed before goes on unwatched."""
+    async def follow(self, run_id: str, *, choose: bool = True) -> None:
+        """Shows that run from its first record on; what was followed before goes on unwatched. choose: its recipe is
+        what the screens work on from now on."""
         await self._stop_following()
-        chosen = run_id != self.saved.run_id
+        choose = choose and run_id != self.saved.run_id
         self.saved.run_id, self.run = run_id, RunState(run_id=run_id)
-        self._take_choice(run_id, chosen)
+        self._learn_what_was_asked(run_id, choose)
         self.save()
         self.live = self.is_live(run_id)
         self._following = asyncio.ensure_future(self._follow(run_id, self.run))
         self._following.add_done_callback(self._followed)
 
-    def _take_choice(self, run_id: str, chosen: bool) -> None:
-        """A loop that is newly followed, whoever began it, is what the screens work on."""
-        self._asked = None
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            record = msgspec.json.decode((self.workspace.runs_dir / run_id / "run.json").read_bytes(), type=RunRecord)
-            self._asked = _asked(record.verb, record.params)
-            if chosen and record.params.get("recipe"):
+    def _learn_what_was_asked(self, run_id: str, choose: bool) -> None:
+        self._loop = None
+        with contextlib.suppress(InputError):  # of another version: it can be watched all the same
+            record = read_run(self.workspace, run_id)
+            self._loop = _loop_of(record.verb, record.params)
+            if self._loop and choose:
                 choice = self.saved.choice
-                choice.recipe = list(record.params["recipe"])
-                choice.model = record.params.get("model") or ""
+                choice.recipe, choice.model = list(self._loop.recipe), self._loop.model
                 choice.overrides = list(record.params.get("overrides") or ())
 
+    @property
+    def follows_loop(self) -> bool:
+        """Whether the followed run works from a recipe."""
+        return self._loop is not None
+
+    @property
+    def follows_choice(self) -> bool:
+        """Whether it works from the chosen recipe and model, and so lies beside their plan."""
+        choice = self.saved.choice
+        return self._loop is not None and (self._loop.recipe, self._loop.model) == (tuple(choice.recipe), choice.model)
+
+    async def notice(self) -> bool:
+        """While nothing is followed that goes on, a run that does, whoever began it, is; what was chosen stays."""
+        if self.live or (self._beginning and not self._beginning[1].done()):
+            return False
+        found = await asyncio.to_thread(live_runs, self.workspace.runs_dir, LOOKED_AT)
+        if not found or self.live:
+            return False
+        known = self.saved.run_id in found
+        await self.follow(self.saved.run_id if known else found[-1], choose=not self.saved.choice.recipe)
+        return True
+
     async def follow_newest(self) -> None:
-        """On start: a live run whoever began it, else the one that was followed last, if it is still there."""
-        runs = sorted(self.workspace.runs_dir.glob(f"*/{JOURNAL_NAME}"), key=lambda path: path.parent.name)
-        alive = [path.parent.name for path in reversed(runs) if is_alive(path.parent)]
-        known = {path.parent.name for path in runs}
-        chosen = alive[0] if alive else self.saved.run_id if self.saved.run_id in known else ""
-        if self.saved.run_id in alive:
-            chosen = self.saved.run_id
-        if chosen:
-            await self.follow(chosen)
+        """On start: a run that goes on, else the one that was followed last, if it is still there."""
+        run_id = self.saved.run_id
+        if not await self.notice() and run_id and (self.workspace.runs_dir / run_id / JOURNAL_NAME).is_file():
+            await self.follow(run_id)
 
     async def _follow(self, run_id: str, state: RunState) -> None:
         folder = self.workspace.runs_dir / run_id
@@ -215,9 +239,10 @@ class Session:
         await self._pool.close()
 
 
-def _asked(verb: str, params: Mapping[str, Any]) -> object:
-    """What makes two loops the same one: how much of it is run at once doesn't."""
-    return verb, tuple(params.get("recipe") or ()), params.get("model") or ""
+def _loop_of(verb: str, params: Mapping[str, Any]) -> Loop | None:
+    """None for a verb that works from no recipe."""
+    recipe = ("demo",) if verb == "demo" else tuple(params.get("recipe") or ())
+    return Loop(verb, recipe, params.get("model") or "") if recipe else None
 
 
 def loop_arguments(params: Mapping[str, Any]) -> list[str]:

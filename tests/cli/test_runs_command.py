@@ -124,3 +124,10 @@ def test_a_pull_after_a_loop_makes_nothing_of_the_loop_look_old(tmp_path: Path, 
     server.allow()
     assert amigo_here(tmp_path / "home", "pull", "a", ollama=server.url).returncode == 0
     assert _superseded(Workspace(tmp_path / "home")) == []
+
+
+def test_a_recipe_that_cannot_be_read_is_refused_before_it_is_left_alone(tmp_path: Path) -> None:
+    done = amigo(tmp_path, "run", "nowhere", "--detach")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "no recipe at nowhere" in done.stderr and "shipped recipe" in done.stderr
+    assert not list((tmp_path / "runs").glob("*"))

@@ -36,6 +36,10 @@ class Asked(Params, frozen=True, kw_only=True):
     one: bool = False
 
 
+def _wants_one(asked: Asked) -> bool:
+    return asked.one
+
+
 class Made(Params, frozen=True, kw_only=True):
     letter: str
 
@@ -56,10 +60,9 @@ class Home:
         return Runner(self.workspace, ProgramSettings(), self._load, self.records.append)
 
     def _load(self, name: str) -> Stage:
-        one_step: Callable[[Asked], bool] = lambda asked: asked.one  # noqa: E731
         return {
             "make": Stage("make", "Make it.", Made, self._make, produces="report", place="here"),
-            "all": Stage("all", "Make all.", Asked, steps=self._steps, one_step=one_step),
+            "all": Stage("all", "Make all.", Asked, steps=self._steps, one_step=_wants_one),
             "free": Stage("free", "Do it.", Made, self._make, place="here", locks=False, journals=True),
         }[name]
 

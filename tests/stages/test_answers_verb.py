@@ -128,3 +128,26 @@ def test_a_whole_humaneval_of_two_models_is_listed_within_a_tenth_of_a_second(ho
     began = time.perf_counter()
     ask(home)
     assert time.perf_counter() - began < 0.1
+
+
+def test_evaluations_of_a_home_are_listed_newest_first(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    for age, refs in enumerate((["old"], ["old", "ollama:new"])):
+        built = tmp_path / f"built{age}"
+        evaluation(built)
+        mark = str(age) * 64
+        target = workspace.default_path("evaluate", mark)
+        params = {"refs": refs, "settings": {"suites": ["humaneval"], "seed": 0}, "adapter": None}
+        workspace.commit(
+            Artifact(
+                "report", str(target), "sha256:x", 1, "evaluate", mark, run_id=f"r{age}", created=age, params=params
+            ),
+            built,
+            target,
+        )
+    done = amigo_here(tmp_path, "answers", "--all")
+    assert done.returncode == 0
+    rows = [line.split("  ") for line in done.stdout.splitlines() if "humaneval" in line]
+    assert [next(cell.strip() for cell in row if cell.strip()) for row in rows] == ["old → ollama:new", "old"]
+    assert all("humaneval" in " ".join(row) and "artifacts/evaluate-" in row[-1] for row in rows)

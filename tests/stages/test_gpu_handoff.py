@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from amigo_local.domain.events import AnyEvent, Note
+from amigo_local.domain.events import AnyEvent, LoadedModel, Note
 from amigo_local.domain.machine import Machine
 from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.units import MIB
-from amigo_local.serving.ollama_details import LoadedModel
 from amigo_local.serving.ollama_server import OllamaServer
 from amigo_local.stages import _gpu_handoff as handoff
 from amigo_local.stages._gpu_handoff import GpuMemory, GpuProcess, hand_over_gpu, parse_nvidia_smi, read_nvidia_smi
@@ -51,7 +50,9 @@ class OnTheCard(OllamaServer):
     """A real server whose models are told to lie on a card, which no server has here."""
 
     def loaded(self) -> tuple[LoadedModel, ...]:
-        return tuple(LoadedModel(name=m.name, size_bytes=5000 * MIB, vram_bytes=4000 * MIB) for m in super().loaded())
+        return tuple(
+            LoadedModel(name=m.name, size_bytes=5000 * MIB, size_vram_bytes=4000 * MIB) for m in super().loaded()
+        )
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def test_what_the_server_holds_is_told_as_the_server_tells_it(tmp_path: Path, ol
     assert (event.ollama.url, event.ollama.version) == (server.url, server.version())
     mine = [model for model in event.ollama.loaded if model.name == "status-model:latest"]
     same = [model for model in server.loaded() if model.name == "status-model:latest"]
-    assert [(m.size_bytes, m.size_vram_bytes) for m in mine] == [(m.size_bytes, m.vram_bytes) for m in same]
+    assert [(m.size_bytes, m.size_vram_bytes) for m in mine] == [(m.size_bytes, m.size_vram_bytes) for m in same]
     assert mine[0].expires[:2] == "20"
     assert event.machine.ram_total_bytes > event.machine.ram_available_bytes > 0
     said = amigo_here(tmp_path / "home", "status", ollama=ollama_server.url).stdout

@@ -29,7 +29,7 @@ from amigo_local.domain.machine import Machine
 from amigo_local.domain.run_state import RunState
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.tui.asking import Reply
-from amigo_local.tui.session import Session
+from amigo_local.tui.session import Loop, Session
 
 PINNED = Path(__file__).resolve().parent.parent / "tui" / "pinned"
 NOW = 1_795_800_000.0
@@ -147,6 +147,8 @@ def _answers(params: Mapping[str, Any]) -> list[AnyEvent]:
                 verdict="failed: AssertionError: Failed example: print_text(None)",
             )
         ]
+    if params.get("all"):
+        return recorded("answers-all")
     return recorded("answers-tables" if params.get("tables") else "answers")
 
 
@@ -186,6 +188,7 @@ class PinnedSession(Session):
         if with_run:
             self.saved.choice.recipe = ["all"]
             self.saved.choice.model = "amigo-reasoner:12b"
+            self._loop = Loop("run", ("all",), "amigo-reasoner:12b")
 
     def stream(self, verb: str, params: Mapping[str, Any]) -> Any:
         return PinnedAsked(self._answers[verb](params) if verb in self._answers else [])

@@ -22,8 +22,8 @@ from amigo_local.tui.comparison import Comparison
 from amigo_local.tui.saved_state import SavedState, read_state, write_state
 from amigo_local.tui.screens.ask_text import AskText
 from amigo_local.tui.screens.compare import CompareScreen
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.widgets.failure_bar import FailureBar
-from amigo_local.tui.widgets.pick_model import PickModel
 from tests.support.ollama_runtime import OllamaRuntime
 from tests.support.ollama_server import RealOllama
 from tests.support.tiny_gguf import write_tiny_llama
@@ -225,7 +225,7 @@ def test_models_are_chosen_from_the_list_and_one_may_talk_alone(tiny_tags: RealO
         assert screen.box.text == "hi" and not screen.comparison.sides  # nobody to ask
         assert "escape, then m chooses a model" in screen_text(app)
         await pilot.press("escape", "escape", "m")  # however often: it is never typed
-        await until(pilot, lambda: isinstance(app.screen, PickModel) and "compare-new" in screen_text(app))
+        await until(pilot, lambda: isinstance(app.screen, PickRow) and "compare-new" in screen_text(app))
         await pilot.press("slash", *"-new", "enter", "enter")
         await until(pilot, lambda: app.screen is screen)
         await until(pilot, lambda: screen.state.left == NEW)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 from textual.widgets import Input
 
-from amigo_local.domain.artifact import Artifact, ArtifactKind, Figure
-from amigo_local.domain.events import AnyEvent, Record, StageFinished, StageStarted
-from amigo_local.domain.run_state import RunState
+from amigo_local.domain.events import Record
+from amigo_local.domain.recipe import Suite
 from amigo_local.engine.runner import Runner
 from amigo_local.engine.workspace import Workspace
+from amigo_local.stages.answers import past_evaluations
 from amigo_local.stages.evaluate import EvaluateRequest
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.evaluations import (
+    SUITES,
     Answers,
     evaluate_params,
     evaluate_title,
-    models_of,
-    past_evaluations,
     step_problems,
 )
 from amigo_local.tui.saved_state import EvaluateState, SavedState, read_state, write_state
 from amigo_local.tui.screens.evaluate import EvaluateScreen
-from amigo_local.tui.screens.pick_evaluation import PickEvaluation
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.widgets.answer_view import AnswerView
 from amigo_local.tui.widgets.evaluation_progress import EvaluationProgress
 from amigo_local.tui.widgets.failure_bar import FailureBar
@@ -117,7 +117,7 @@ def test_an_older_evaluation_is_chosen_and_stays_chosen(home: Path) -> None:
             await until(pilot, lambda: screen(app).answers is not None)
             assert "humaneval" not in screen_text(app) and screen(app).state.shown == ""
             await pilot.press("o")
-            await until(pilot, lambda: isinstance(app.screen, PickEvaluation))
+            await until(pilot, lambda: isinstance(app.screen, PickRow))
             await pilot.press("down", "enter")
             await until(pilot, lambda: isinstance(app.screen, EvaluateScreen) and screen(app).answers.failures == 8)  # type: ignore[union-attr]
 
@@ -127,7 +127,7 @@ def test_an_older_evaluation_is_chosen_and_stays_chosen(home: Path) -> None:
             assert screen(app).where == screen(app).state.shown == older
 
     asyncio.run(choose())
-    newest, older = [str(row[-1]) for row in past_evaluations(Workspace(home), str).rows]
+    newest, older = [str(row[-1]) for row in past_evaluations(Workspace(home)).rows]
     assert newest != older
     asyncio.run(again())
 
@@ -146,26 +146,6 @@ def test_a_model_that_is_gone_is_told_with_what_to_do(home: Path, tmp_path: Path
             await until(pilot, lambda: not app.session.live and screen(app).form.disabled is False)
 
     asyncio.run(body())
-
-
-def test_a_loop_gives_its_base_and_its_refined_model() -> None:
-    def made(stage: str, kind: ArtifactKind, figures: dict[str, Figure], **params: object) -> list[AnyEvent]:
-        artifact = Artifact(kind, "/x", "sha256:x", 1, stage, "f", figures=figures, params=params)
-        return [StageStarted(stage, stage), StageFinished(artifact, 1.0, 1, figures)]
-
-    run, seq = RunState(), 0
-    found: list[list[str]] = []
-    for events in (
-        made("tokenizer", "tokenizer", {}, ref="ollama:base:1b"),
-        made("register", "registration", {"tag": "refined:1b"}, file="/x.gguf", tag="refined"),
-        made("evaluate", "report", {}, refs=["/base.gguf", "ollama:refined:1b"]),
-    ):
-        for event in events:
-            run.apply(Record("r", seq := seq + 1, 0.0, "loop", event))
-        found.append(models_of(run))
-    assert found == [
-        ["ollama:base:1b"], ["ollama:base:1b", "ollama:refined:1b"], ["/base.gguf", "ollama:refined:1b"]
-    ]  # fmt: skip
 
 
 def test_what_is_asked_is_what_a_person_would_type() -> None:
@@ -197,3 +177,7 @@ def test_the_way_through_failures_leaves_out_what_passed() -> None:
     assert answers.step(wrong[-1], -1, failures=True) == wrong[-2]
     assert answers.step(keys[-1], 1, failures=False) is None and answers.step(keys[0], -1, failures=False) is None
     assert answers.place(keys[2]) == f"3 of {len(keys)}"
+
+
+def test_every_suite_is_offered() -> None:
+    assert list(SUITES) == list(get_args(Suite))

@@ -1,45 +1,33 @@
-"""The Models screen against a real Ollama server, a real registry, and a home whose artifacts say what made them."""
+"""The Models screen against a real Ollama server, and a home whose artifacts say what made them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.pilot import Pilot
-from textual.widgets import Input, Select, Static
 
 from amigo_local.domain.events import AnyEvent, Column, Note, Table
 from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
-from amigo_local.engine.run_record import read_run
-from amigo_local.engine.runner_process import RunRequest, start_detached
 from amigo_local.serving.ollama_server import OllamaServer
-from amigo_local.tui.app import AmigoApp
-from amigo_local.tui.asking import Asked
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.models import ModelsScreen
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.session import Session
-from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.lineage_tree import LineageTree
 from amigo_local.tui.widgets.long_text import LongText
-from amigo_local.tui.widgets.model_details import ModelDetails
 from amigo_local.tui.widgets.model_facts import ModelFacts
-from amigo_local.tui.widgets.pick_model import PickModel
 from amigo_local.tui.widgets.row_list import RowList
 from amigo_local.tui.widgets.table_view import TableView
-from amigo_local.tui.widgets.verb_dialog import VerbDialog
-from amigo_local.tui.widgets.work_view import WorkView
-from tests.stages.test_models_verb import TAG, MadeHome
+from tests.support.made_home import TAG, MadeHome
+from tests.support.models_app import CountingSession, go_to, listed, on_screen
 from tests.support.ollama_runtime import OllamaRuntime
 from tests.support.ollama_server import RealOllama, free_port
 from tests.support.pinned_session import PinnedSession
-from tests.support.registry import RealRegistry
-from tests.support.slow_pull import SlowPull
 from tests.support.tiny_gguf import write_tiny_llama
 from tests.support.tui_driving import screen_text, until
 
@@ -48,78 +36,6 @@ COLUMNS = tuple(
     Column(name)
     for name in ("model", "where", "size", "architecture", "quantization", "context", "made from", "ref")
 )  # fmt: skip
-
-
-class ModelsApp(AmigoApp):
-    """Begins here; the machine is measured when a test wants it."""
-
-    DEFAULT_MODE = "models"
-
-    def _measure(self) -> None:
-        return
-
-    @property
-    def models(self) -> ModelsScreen:
-        return next(screen for screen in self.screen_stack if isinstance(screen, ModelsScreen))
-
-    @property
-    def refs(self) -> list[str]:
-        return [str(row[0]) for row in self.models.table.shown]
-
-    @property
-    def details(self) -> ModelDetails:
-        return self.models.details
-
-    @property
-    def facts(self) -> dict[str, str]:
-        return dict(self.details.query_one(ModelFacts).facts)
-
-    @property
-    def offered(self) -> set[str]:
-        names = ("unpack", "register", "remove", "compare", "refine", "cancel")
-        return {name for name in names if self.models.check_action(name, ())}
-
-    @property
-    def work_shown(self) -> str:
-        return self.models.query_one(WorkView).text
-
-    def has_failed(self) -> str:
-        bar = self.models.query_one(FailureBar)
-        return str(bar.content) if bar.has_class("shown") else ""
-
-
-class CountingSession(Session):
-    """Keeps what was asked."""
-
-    def __init__(self, home: Path, settings: ProgramSettings) -> None:
-        super().__init__(home, settings)
-        self.asked: list[dict[str, Any]] = []
-
-    def stream(self, verb: str, params: Mapping[str, Any]) -> Asked:
-        self.asked.append({"verb": verb, **params})
-        return super().stream(verb, params)
-
-
-@contextlib.asynccontextmanager
-async def on_screen(
-    session: Session, size: tuple[int, int] = (120, 40)
-) -> AsyncIterator[tuple[ModelsApp, Pilot[None]]]:
-    app = ModelsApp(session)
-    try:
-        async with app.run_test(size=size) as pilot:
-            yield app, pilot
-    finally:
-        await session.close()
-
-
-async def listed(app: ModelsApp, pilot: Pilot[None]) -> None:
-    await until(pilot, lambda: bool(app.screen_stack) and bool(app.models.query(ModelDetails)) and bool(app.refs))
-
-
-async def go_to(app: ModelsApp, pilot: Pilot[None], ref: str) -> None:
-    """Puts the cursor there and waits until its details are shown."""
-    assert app.models.table.point_at(ref), app.refs
-    await until(pilot, lambda: app.facts.get("reference") == ref or app.facts.get("files") == ref)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +76,7 @@ def test_tags_and_artifacts_with_details_and_a_way_to_what_they_were_made_from(
                 assert line in screen_text(app)
             # Down to what the export was made from, and there.
             await pilot.press("enter")
-            tree = app.details.query_one(LineageTree).tree
+            tree = app.details.query_one(LineageTree).branches
             await until(pilot, lambda: tree.has_focus)
             await pilot.press("down", "down")
             await pilot.pause()
@@ -271,118 +187,6 @@ def test_a_server_that_goes_away_is_told_and_what_was_listed_stays(
     asyncio.run(body())
 
 
-def test_a_pull_is_shown_by_layer_cut_and_gone_on_with(
-    ollama_runtime: OllamaRuntime, ollama_server: RealOllama, ollama_registry: RealRegistry, tmp_path: Path
-) -> None:
-    gguf = write_tiny_llama(tmp_path / "pulled.gguf", seed=47, chat_template=None)
-    tag = f"{ollama_registry.prefix}/by-screen:v1"
-    first = OllamaServer(ollama_server.host)
-    first.create(tag, gguf, Modelfile(), lambda event: None)
-    first.client.push(tag, insecure=True)
-
-    async def body(own: RealOllama) -> None:
-        settings = ProgramSettings(ollama=OllamaSettings(host=own.url, store=str(own.models)))
-        session = Session(tmp_path / "home", settings)
-        async with on_screen(session, (80, 24)) as (app, pilot):
-            await until(pilot, lambda: "There is no model here yet" in screen_text(app))
-            await pilot.press("p")
-            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
-            await pilot.press("enter")
-            assert "tag is needed" in str(app.screen.query_one("#problem", Static).content)
-            app.screen.query_one(Input).value = tag
-            app.screen.query_one(Select).value = "yes"
-            await pilot.press("ctrl+s")
-            await until(pilot, lambda: "layer " in app.work_shown and " of 2.7 MiB" in app.work_shown)
-            assert "x cancels" in app.work_shown and app.offered == {"cancel"}
-            assert "layer " in screen_text(app)
-            await pilot.press("x")
-            await until(pilot, lambda: "cancelled  p goes on with it" in app.work_shown)
-            assert app.offered == set() and not first_has(own, tag)
-            run_id = session.saved.run_id
-            ollama_registry.blobs.rate = 0
-            await pilot.press("p")
-            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
-            assert app.screen.query_one(Input).value == tag
-            await pilot.press("ctrl+s")
-            await until(pilot, lambda: f"ollama:{tag}" in app.refs)
-            assert session.saved.run_id == run_id and session.run and session.run.attempt == 2
-            assert f"pull {tag} done" in app.work_shown
-            assert app.models.current and app.models.current.ref == f"ollama:{tag}"
-            await until(pilot, lambda: app.facts.get("quantization") == "Q8_0")
-
-    def first_has(own: RealOllama, tag: str) -> bool:
-        return OllamaServer(own.host).has(tag)
-
-    ollama_registry.blobs.rate = 700_000.0
-    try:
-        with RealOllama(ollama_runtime, tmp_path / "own") as own:
-            asyncio.run(body(own))
-    finally:
-        ollama_registry.blobs.rate = 0
-
-
-def test_a_pull_begun_elsewhere_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
-    async def body(server: SlowPull) -> None:
-        settings = ProgramSettings(ollama=OllamaSettings(host=server.url))
-        session = Session(tmp_path, settings)
-        async with on_screen(session, (80, 24)) as (app, pilot):
-            await until(pilot, lambda: "There is no model here yet" in screen_text(app))
-            request = RunRequest(
-                verb="pull", params={"tag": "a"}, settings=settings, home=str(tmp_path), title="pull a", detached=True
-            )
-            run_id = await asyncio.to_thread(start_detached, request)
-            server.allow(30)
-            await until(pilot, lambda: "1 of 100 B" in app.work_shown)
-            assert session.saved.run_id == run_id
-            await pilot.press("x")
-            server.allow()
-            await until(pilot, lambda: session.run is not None and session.run.exit_code == 130)
-
-    with SlowPull() as server:
-        asyncio.run(body(server))
-
-
-def test_a_gguf_is_given_a_tag_and_a_tag_is_unpacked_by_small_forms(tmp_path: Path) -> None:
-    """Without Ollama: into our own library, whose tags are then known by the file that they name."""
-    from amigo_local.domain.artifact import Artifact
-    from amigo_local.engine.fingerprint import digest_path, size_of
-    from amigo_local.engine.workspace import Workspace
-
-    workspace = Workspace(tmp_path / "home")
-    workspace.prepare()
-    built = write_tiny_llama(tmp_path / "m.gguf", seed=13)
-    target = workspace.default_path("export", "form".ljust(64, "0")) / "m.gguf"
-    artifact = Artifact("gguf", str(target), digest_path(built), size_of(built), "export", "form".ljust(64, "0"))
-    workspace.commit(artifact, built, target)
-    session = Session(tmp_path / "home", NOWHERE)
-
-    async def body() -> None:
-        async with on_screen(session) as (app, pilot):
-            await listed(app, pilot)
-            await pilot.press("g")
-            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
-            await pilot.press(*"mine")
-            app.screen.query_one("#context_length", Input).value = "many"
-            await pilot.press("ctrl+s")
-            assert "context_length" in str(app.screen.query_one("#problem", Static).content)
-            app.screen.query_one("#context_length", Input).value = "256"
-            await pilot.press("ctrl+s")
-            await until(pilot, lambda: "ollama:mine:latest" in app.refs)
-            assert app.models.current and app.models.current.ref == "ollama:mine:latest"
-            await until(pilot, lambda: app.facts.get("parameter num_ctx") == "256")
-            await pilot.press("u")
-            await until(pilot, lambda: isinstance(app.screen, VerbDialog))
-            app.screen.query_one("#dtype", Select).value = "f32"
-            await pilot.press("ctrl+s")
-            await until(pilot, lambda: session.run is not None and session.run.verb == "unpack" and session.live)
-            await pilot.press("x")
-            await until(pilot, lambda: session.run is not None and session.run.exit_code == 130)
-            record = read_run(session.workspace, session.saved.run_id)
-            assert (record.params["ref"], record.params["dtype"]) == ("ollama:mine:latest", "f32")
-
-    asyncio.run(body())
-
-
 def pinned(names: list[str], shown: Mapping[str, str] = {}) -> Mapping[str, Any]:
     """Answers of `models` for tags of those names; `shown`: properties of each."""
     rows = tuple((name, "Ollama", 1 << 30, "llama", "Q4_K_M", 8192, None, f"ollama:{name}") for name in names)
@@ -460,7 +264,7 @@ def test_compare_and_refine_hand_the_model_to_the_other_screens(tmp_path: Path) 
             await listed(app, pilot)
             app.models.table.point_at("ollama:source:1b")
             await pilot.press("c")
-            await until(pilot, lambda: isinstance(app.screen, PickModel) and "with …" in screen_text(app))
+            await until(pilot, lambda: isinstance(app.screen, PickRow) and "with …" in screen_text(app))
             assert "ollama:source:1b" not in [row[0] for row in app.screen.query_one(TableView).shown]
             await pilot.press("slash", *"refined")
             await pilot.press("enter", "enter")

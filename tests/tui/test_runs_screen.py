@@ -27,13 +27,14 @@ from amigo_local.domain.events import (
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import take_command
 from amigo_local.engine.journal import JOURNAL_NAME, Journal
+from amigo_local.engine.live_runs import Sign, signs_of, standing
 from amigo_local.engine.lock import hold_run
 from amigo_local.engine.run_record import RunRecord, write_run
 from amigo_local.engine.workspace import Workspace
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.cleaning import Cleaning
 from amigo_local.tui.screens.confirm import Confirm
-from amigo_local.tui.screens.runs import RunsScreen, Sign, signs_of, standing
+from amigo_local.tui.screens.runs import RunsScreen
 from amigo_local.tui.widgets.run_details import RunDetails, run_answer
 from tests.support.pinned_session import PinnedSession, recorded
 from tests.support.tiny_gguf import write_tiny_llama

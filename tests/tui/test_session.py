@@ -46,7 +46,7 @@ def test_a_run_is_started_followed_and_found_again_by_another_session(tmp_path: 
         await until(lambda: bool(session.run and session.run.exit_code is not None))
         assert [(s.stage, s.status) for s in session.run.stages] == [("tokenizer", "done"), ("prepare", "done")]
         await until(lambda: not session.live)
-        with pytest.raises(InputError, match="no run going on"):
+        with pytest.raises(InputError, match="isn't going on"):
             session.command("pause")
         # What was asked again goes on in the same journal.
         assert await session.start_loop("prepare", session.loop_params()) == run_id
@@ -90,9 +90,8 @@ def test_two_runs_at_once_are_refused_with_who_holds_the_home(tmp_path: Path) ->
         session.command("cancel")
         await until(lambda: bool(session.run and session.run.exit_code == 130))
         await until(lambda: not session.live)
-        await session.start("run", {"recipe": ["nowhere"]})
-        await until(lambda: bool(session.run and session.run.exit_code == 2))
-        assert session.run and session.run.error and "no recipe at nowhere" in session.run.error.message
+        with pytest.raises(InputError, match="no recipe at nowhere"):
+            await session.start("run", {"recipe": ["nowhere"]})
 
     with_session(home, body)
 
@@ -127,3 +126,23 @@ def test_the_followed_state_is_whole_after_a_flood(tmp_path: Path) -> None:
 
     with_session(tmp_path, body)
     assert len(seen) < 60
+
+
+def test_a_run_that_begins_elsewhere_is_noticed_and_what_was_chosen_stays(tmp_path: Path) -> None:
+    home, recipe = tmp_path / "home", write_tiny_run(tmp_path)
+
+    async def body(session: Session) -> None:
+        session.saved.choice.recipe, session.saved.choice.overrides = ["laptop"], ["train.epochs=2"]
+        assert not await session.notice()
+        elsewhere = Session(home, OFFLINE)
+        run_id = await elsewhere.start("prepare", {"recipe": [str(recipe)]})
+        assert await session.notice()
+        assert session.run and session.run.run_id == run_id and session.live
+        assert session.follows_loop and not session.follows_choice
+        assert session.saved.choice.recipe == ["laptop"] and session.saved.choice.overrides == ["train.epochs=2"]
+        assert not await session.notice()  # it is followed already
+        elsewhere.command("cancel")
+        await until(lambda: not session.live)
+        await elsewhere.close()
+
+    with_session(home, body)

@@ -19,6 +19,7 @@ from amigo_local.tui.asking import Asked, RunnerPool
 from amigo_local.tui.saved_state import SavedState, read_state, write_state
 from amigo_local.tui.session import Session
 from tests.support.slow_pull import SlowPull
+from tests.support.tiny_run import write_tiny_run
 from tests.support.tui_driving import runner_processes
 
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
@@ -43,7 +44,8 @@ def with_session(home: Path, body: Callable[[Session], Awaitable[None]], setting
 
 def test_a_key_pressed_twice_starts_one_run_and_whoever_stops_waiting_leaves_it_followed(tmp_path: Path) -> None:
     async def body(session: Session) -> None:
-        ask = {"recipe": ["nowhere"]}
+        # It loads, and there is no such model.
+        ask = {"recipe": [str(write_tiny_run(tmp_path))], "model": str(tmp_path / "nowhere.gguf")}
         first = asyncio.ensure_future(session.start("run", ask))
         await asyncio.sleep(0)
         first.cancel()  # what a worker that is exclusive does to the one before it

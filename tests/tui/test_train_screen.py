@@ -25,7 +25,7 @@ from amigo_local.domain.events import (
 from amigo_local.domain.run_state import RunState, StageState
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.confirm import Confirm
-from amigo_local.tui.screens.pick_run import PickRun
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.screens.train import TrainScreen
 from amigo_local.tui.widgets.curves import Curves
 from amigo_local.tui.widgets.record_log import RecordLog
@@ -173,7 +173,7 @@ def test_an_older_run_is_looked_at_without_leaving_the_one_that_goes_on(tmp_path
     async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
         assert "space Pause" in screen_text(app)
         await pilot.press("g")
-        await until(pilot, lambda: isinstance(app.screen, PickRun))
+        await until(pilot, lambda: isinstance(app.screen, PickRow))
         await pilot.pause()
         await pilot.press("down", "enter")
         await until(pilot, lambda: "An older run" in screen_text(app))

@@ -10,8 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer, Input, TextArea
 
+from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import MachineMeasured, Record, StageFailed
 from amigo_local.domain.run_state import RunState
+from amigo_local.engine.control import Command
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.screen_bar import ScreenBar
 
@@ -20,16 +22,16 @@ if TYPE_CHECKING:
     from amigo_local.tui.session import Session
 
 SCREENS = {
-    "loop": "Loop",
-    "models": "Models",
-    "recipe": "Recipe",
-    "train": "Train",
-    "compare": "Compare",
-    "evaluate": "Evaluate",
-    "runs": "Runs",
-    "doctor": "Doctor",
+    "loop": "The whole loop of a recipe, stage by stage",
+    "models": "Ollama's tags and our artifacts: pull, unpack, register, remove",
+    "recipe": "Settings, and what they need of this machine",
+    "train": "Loss, speed, memory, checkpoints of a training",
+    "compare": "Two models side by side, and votes",
+    "evaluate": "Suites, old against refined",
+    "runs": "What was run, resume it, free disk",
+    "doctor": "What this machine can do, and what to mend",
 }
-"""Name (also of its file) -> title, in the order of their keys 1 to 8."""
+"""Name (also of its file, and its title) -> what it is for, in the order of their keys 1 to 8."""
 
 
 class AmigoScreen(Screen[None]):
@@ -42,7 +44,6 @@ class AmigoScreen(Screen[None]):
     ]
     SHOWS_MACHINE = False
     """Whether it wants to hear of the machine: asking wakes a graphics card that sleeps."""
-    SCREEN_NAMES = SCREENS
 
     @property
     def amigo(self) -> AmigoApp:
@@ -53,7 +54,7 @@ class AmigoScreen(Screen[None]):
         return self.amigo.session
 
     def compose(self) -> ComposeResult:
-        yield ScreenBar(SCREENS, self.NAME)
+        yield ScreenBar([*SCREENS], self.NAME)
         yield from self.body()
         yield FailureBar()
         yield Footer(show_command_palette=True)
@@ -78,9 +79,6 @@ class AmigoScreen(Screen[None]):
     def machine_measured(self, measured: MachineMeasured) -> None:
         """The machine was measured again."""
 
-    def remember(self) -> None:
-        """Called before the app ends: put into session.saved what should be there again."""
-
     def commands(self) -> Iterable[SystemCommand]:
         """What this screen adds to the command palette besides its keys."""
         yield from ()
@@ -101,6 +99,15 @@ class AmigoScreen(Screen[None]):
     def leave_field(self) -> None:
         """Where the focus goes from a field that was written in."""
         self.set_focus(None)
+
+    def steer(self, command: Command, run_id: str = "") -> bool:
+        """Tells the followed run, or another one. False: it couldn't be told, and that is shown."""
+        try:
+            self.session.command(command, run_id)
+        except AmigoError as error:
+            self.amigo.show_failure(error)
+            return False
+        return True
 
     def show_failure(self, failure: StageFailed) -> None:
         self.query_one(FailureBar).show(failure)

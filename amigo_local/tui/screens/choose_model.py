@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from amigo_local.tui.screens.base import AmigoScreen
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.widgets.model_rows import model_rows, overview, short_name
-from amigo_local.tui.widgets.pick_model import PickModel
 
 
 async def choose_model(screen: AmigoScreen, question: str, at: str) -> str:
@@ -19,7 +19,9 @@ async def choose_model(screen: AmigoScreen, question: str, at: str) -> str:
         screen.notify("there is no model yet: pull one on the Models screen (2)", severity="warning")
         return ""
     folder = session.workspace.artifacts_dir
-    dialog = PickModel(question, overview(rows, roomy=False), lambda ref: short_name(str(ref), folder), at)
+    dialog = PickRow(
+        question, overview(rows, roomy=False), "model", at, texts={"model": lambda ref: short_name(str(ref), folder)}
+    )
     chosen = await screen.app.push_screen_wait(dialog)
     serves_library = bool(reply.notes) or not session.settings.ollama.use
     return next((row.weights_ref(serves_library) for row in rows if row.ref == chosen), "")

@@ -17,9 +17,9 @@ from textual.widgets import Static, TextArea
 from amigo_local.data.votes import Choice, Vote, append_vote
 from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
 from amigo_local.domain.events import GenerationFinished, Note, StageFailed, TokenGenerated
+from amigo_local.presentation.run_models import models_of
 from amigo_local.tui.asking import Asked
 from amigo_local.tui.comparison import VERDICTS, Comparison, Side, brief
-from amigo_local.tui.evaluations import models_of
 from amigo_local.tui.prompt_set import PromptSet, newest_prompts
 from amigo_local.tui.saved_state import CompareState
 from amigo_local.tui.screens.ask_text import AskText

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from textual import work
@@ -16,9 +14,9 @@ from textual.widgets import Static
 
 from amigo_local.domain.artifact import Figure
 from amigo_local.domain.events import AnswerShown, Note, Table
-from amigo_local.tui.evaluations import Answers, Key, newest_evaluation, past_evaluations
+from amigo_local.tui.evaluations import Answers, Key
 from amigo_local.tui.screens.evaluation_setup import EvaluationSetup
-from amigo_local.tui.screens.pick_evaluation import PickEvaluation
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.widgets.answer_pair import AnswerPair
 from amigo_local.tui.widgets.answer_rows import AnswerRows
 from amigo_local.tui.widgets.ink import MUTED
@@ -115,9 +113,9 @@ class EvaluateScreen(EvaluationSetup):
     @work(group="show", exclusive=True)
     async def _show(self, where: str) -> None:
         """Asks for everything that is known of an evaluation; of one that is gone or empty, of the newest."""
-        workspace = self.session.workspace
-        if not where or not await asyncio.to_thread(Path(where).is_dir):
-            where = await asyncio.to_thread(newest_evaluation, workspace)
+        known = await self._known()
+        there = {str(row[-1]): row for row in known.rows}
+        where = where if where in there else next(iter(there), "")
         params = {"where": where} if where else {}
         reply = await self.session.ask("answers", params)
         failed = reply if reply.error else await self.session.ask("answers", params | {"failed": True})
@@ -128,18 +126,27 @@ class EvaluateScreen(EvaluationSetup):
                 self.amigo.show_failure(reply.error)
             self._focus_list()
             return
-        known = await asyncio.to_thread(past_evaluations, workspace, self.short)
         self.where, self.answers = where, Answers(answers, failures)
         self.remove_class("-empty", "-asking")
         self.failures_only = self.failures_only and bool(self.answers.failures)
-        self._show_standing(next((row for row in known.rows if row[-1] == where), None), reply.notes[:1])
+        self._show_standing(there.get(where), reply.notes[:1])
         self.query_one(Measures).show([table for table in reply.tables if table.title != _ANSWERS])
         self._show_rows()
         if self.app.screen is self:
             self.rows.focus_rows()
 
+    async def _known(self) -> Table:
+        reply = await self.session.ask("answers", {"all": True})
+        return reply.first(Table) or Table("", (), ())
+
+    def _written(self, models: Figure) -> str:
+        """`old → new`, each as short as it is elsewhere."""
+        return " → ".join(self.short(ref) for ref in str(models).split(" → "))
+
     def _show_standing(self, row: Sequence[Figure] | None, notes: Sequence[Note]) -> None:
-        told = [Content.from_markup("[b]$models[/]  $made", models=str(row[0]), made=str(row[1]))] if row else []
+        told = (
+            [Content.from_markup("[b]$models[/]  $made", models=self._written(row[0]), made=str(row[1]))] if row else []
+        )
         told += [Content.styled(note.text, MUTED) for note in notes]
         self.query_one("#standing", Static).update(Content("  ").join(told))
 
@@ -155,8 +162,9 @@ class EvaluateScreen(EvaluationSetup):
 
     @work(group="dialog", exclusive=True)
     async def action_older(self) -> None:
-        known = await asyncio.to_thread(past_evaluations, self.session.workspace, self.short)
-        if chosen := await self.app.push_screen_wait(PickEvaluation(known, self.where)):
+        known = await self._known()
+        dialog = PickRow("Which evaluation?", known, "evaluation", self.where, texts={"models": self._written})
+        if chosen := await self.app.push_screen_wait(dialog):
             self.state.shown = "" if chosen == known.rows[0][-1] else chosen
             self._close_answer()
             self._show(chosen)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from itertools import takewhile
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from textual import work
@@ -17,16 +16,15 @@ from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError, InputError
 from amigo_local.domain.events import GenerationFinished, Record, Table
 from amigo_local.domain.model_ref import parse_model_ref
 from amigo_local.domain.pipeline import PipelineStatus
+from amigo_local.domain.recipe import HUMANEVAL_PROBLEMS
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import Command
+from amigo_local.presentation.run_models import evaluation_in, models_of
 from amigo_local.tui.evaluations import (
-    HUMANEVAL_PROBLEMS,
     STAGE,
     SUITES,
     evaluate_params,
     evaluate_title,
-    evaluation_in,
-    models_of,
     step_problems,
     step_tokens,
     toggle_suite,
@@ -218,15 +216,12 @@ class EvaluationSetup(AmigoScreen):
         if self._logged[0] != run.run_id:
             self._logged = run.run_id, -1
             log.clear()
-        fresh = list(takewhile(lambda record: record.seq > self._logged[1], reversed(run.log)))
+        fresh = run.log_after(self._logged[1])
         self._logged = run.run_id, run.last_seq
-        log.add(_told(reversed(fresh)))
+        log.add(_told(fresh))
 
     def action_tell(self, command: Command) -> None:
-        try:
-            self.session.command(command)
-        except AmigoError as error:
-            self.amigo.show_failure(error)
+        self.steer(command)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "begin":
@@ -239,7 +234,7 @@ class EvaluationSetup(AmigoScreen):
         return super().check_action(action, parameters)
 
 
-def _told(records: Iterator[Record]) -> Iterator[Record]:
+def _told(records: Iterable[Record]) -> Iterator[Record]:
     """Of the evaluation, without its tables, which are beside it, and without the figures of every answer."""
     left_out = Table | GenerationFinished
     return (record for record in records if record.stage == STAGE and not isinstance(record.event, left_out))

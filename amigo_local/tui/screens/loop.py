@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import takewhile
 from typing import ClassVar
 
 from textual import work
@@ -13,11 +12,12 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from amigo_local.domain.errors import AmigoError, InputError
-from amigo_local.domain.events import MachineMeasured, PlanMade, Record, StageFailed, StageFinished, StageSkipped
+from amigo_local.domain.errors import AmigoError
+from amigo_local.domain.events import MachineMeasured, PlanMade, Record, StageFailed
 from amigo_local.domain.pipeline import PipelineStage, pipeline, pipeline_of_run
 from amigo_local.domain.plan import Plan
 from amigo_local.domain.run_state import RunState
+from amigo_local.engine.control import Command
 from amigo_local.tui.saved_state import RecipeChoice
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.widgets.machine_panel import MachinePanel
@@ -55,10 +55,10 @@ class LoopScreen(AmigoScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "next", "Run next"),
         Binding("a", "all", "Run all"),
-        Binding("space", "pause", "Pause"),
-        Binding("space", "go_on", "Continue"),
-        Binding("s", "stop", "Stop"),
-        Binding("x", "cancel", "Cancel"),
+        Binding("space", "steer('pause')", "Pause"),
+        Binding("space", "steer('continue')", "Continue"),
+        Binding("s", "steer('stop')", "Stop"),
+        Binding("x", "steer('cancel')", "Cancel"),
         Binding("d", "demo", "Demo", show=False),
     ]
 
@@ -71,6 +71,7 @@ class LoopScreen(AmigoScreen):
         self._logged_seq = -1
         """Of the shown run, the newest record that the log has: what came while another screen showed isn't lost."""
         self._bound = (False, False)
+        self._was_live = False
 
     def body(self) -> ComposeResult:
         yield Static(id="chosen")
@@ -100,7 +101,9 @@ class LoopScreen(AmigoScreen):
     def run_updated(self, state: RunState, records: list[Record]) -> None:
         super().run_updated(state, records)
         self._show_log(state)
-        if any(isinstance(record.event, StageFinished | StageSkipped) for record in records) and not self.session.live:
+        self._show_chosen()
+        was_live, self._was_live = self._was_live, self.session.live
+        if was_live and not self._was_live:
             self._replan()
         self._draw()
 
@@ -109,10 +112,8 @@ class LoopScreen(AmigoScreen):
         if state is not self._shown_run:
             self._shown_run, self._logged_seq = state, -1
             log.clear()
-        fresh = list(takewhile(lambda record: record.seq > self._logged_seq, reversed(state.log)))
-        if fresh:
-            self._logged_seq = fresh[0].seq
-        log.add(reversed(fresh))
+        log.add(state.log_after(self._logged_seq))
+        self._logged_seq = state.last_seq
         stage = state.running
         log.show_progress(stage.stage if stage else "", stage.progress if stage and self.session.live else None)
 
@@ -121,7 +122,11 @@ class LoopScreen(AmigoScreen):
         return (*choice.recipe, choice.model, *choice.overrides)
 
     def _show_chosen(self) -> None:
-        choice = self.session.saved.choice
+        choice, run = self.session.saved.choice, self.session.run
+        if run and self.session.live and self.session.follows_loop and not self.session.follows_choice:
+            text = Content.from_markup("[b]$title[/] goes on, begun elsewhere", title=run.title)
+            self.query_one("#chosen", Static).update(text)
+            return
         parts = [Content.from_markup("recipe [b]$name[/]", name=" → ".join(choice.recipe))] if choice.recipe else []
         if choice.model:
             parts.append(Content.from_markup("model [b]$name[/]", name=choice.model))
@@ -140,23 +145,17 @@ class LoopScreen(AmigoScreen):
 
     @property
     def rows(self) -> list[PipelineStage]:
-        run = self.session.run if self.session.run and self._run_is_chosen() else None
-        if self._plan:
-            return pipeline(self._plan, run, planned_at=self._planned_at, live=self.session.live)
-        return pipeline_of_run(run, live=self.session.live) if run else []
-
-    def _run_is_chosen(self) -> bool:
-        """A run of something else, such as an evaluation, isn't laid beside the recipe's plan."""
-        run = self.session.run
-        return bool(run and (run.verb in ("run", "demo", "train", "prepare") or not self.session.saved.choice.recipe))
-
-    @property
-    def _is_demo(self) -> bool:
-        """It brings its model with it, so that there is nothing to plan with before it runs."""
-        return self.session.saved.choice.is_demo
+        """The chosen recipe's; while a run of another one goes on, that run's."""
+        session = self.session
+        run, live = session.run, session.live
+        another = live and session.follows_loop and not session.follows_choice
+        if self._plan and not another:
+            of_it = run if session.follows_choice else None
+            return pipeline(self._plan, of_it, planned_at=self._planned_at, live=live)
+        return pipeline_of_run(run, live=live) if run and (another or not self._plan) else []
 
     def _replan(self) -> None:
-        if self._is_demo or not self.session.saved.choice.recipe:
+        if self.session.saved.choice.is_demo or not self.session.saved.choice.recipe:
             self._plan, self._planned_choice = None, self._choice_mark()
             self._say_problem(None)
             self._draw()
@@ -188,12 +187,12 @@ class LoopScreen(AmigoScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what can be done now stands in the footer."""
         paused = bool(self.session.run and self.session.run.paused)
-        match action:
-            case "pause" | "go_on":
-                return self.session.live and paused == (action == "go_on")
-            case "stop" | "cancel":
+        match action, parameters:
+            case "steer", (("pause" | "continue") as command,):
+                return self.session.live and paused == (command == "continue")
+            case "steer", _:
                 return self.session.live
-            case "next" | "all" | "demo":
+            case (("next" | "all" | "demo"), _):
                 return not self.session.live
         return super().check_action(action, parameters)
 
@@ -205,42 +204,22 @@ class LoopScreen(AmigoScreen):
 
     def action_demo(self) -> None:
         self.session.saved.choice = RecipeChoice(recipe=["demo"])
-        self.run_worker(self._begin("demo", {}), group="start", exclusive=True)
+        self._start(next_only=False)
 
     def _start(self, next_only: bool) -> None:
         if not self.session.saved.choice.recipe:
             self.amigo.action_show_screen("recipe")
             return
-        if self._is_demo:
-            self.action_demo()
-            return
-        self.run_worker(
-            self._begin("run", self.session.loop_params() | {"next": next_only}), group="start", exclusive=True
-        )
+        self.run_worker(self._begin(next_only), group="start", exclusive=True)
 
-    async def _begin(self, verb: str, params: dict[str, object]) -> None:
+    async def _begin(self, next_only: bool) -> None:
         try:
-            await self.session.start_loop(verb, params)
+            await self.session.run_chosen(next_only=next_only)
         except AmigoError as error:
             self.amigo.show_failure(error)
 
-    def action_pause(self) -> None:
-        self._tell("pause")
-
-    def action_go_on(self) -> None:
-        self._tell("continue")
-
-    def action_stop(self) -> None:
-        self._tell("stop")
-
-    def action_cancel(self) -> None:
-        self._tell("cancel")
-
-    def _tell(self, command: str) -> None:
-        try:
-            self.session.command(command)  # type: ignore[arg-type]  # one of Command
-        except InputError as error:
-            self.amigo.show_failure(error)
+    def action_steer(self, command: Command) -> None:
+        self.steer(command)
 
     def commands(self) -> Iterable[SystemCommand]:
         yield SystemCommand("Run the demo", "The whole loop on a small real model", self.action_demo)

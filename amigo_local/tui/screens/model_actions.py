@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -21,16 +20,13 @@ from amigo_local.presentation.formats import cells
 from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.confirm import Confirm
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.widgets.model_rows import ModelRow, overview, short_name
-from amigo_local.tui.widgets.pick_model import PickModel
 from amigo_local.tui.widgets.verb_dialog import VerbDialog
 from amigo_local.tui.widgets.work_view import Layers, WorkView
 
 _WORK = ("pull", "unpack", "register")
 """Runs that are shown here."""
-_LOOK_SECONDS = 1.0
-_LOOKED_AT = 10
-"""Of the runs only the newest can be going on unseen: their names begin with when they began."""
 
 
 class ModelActions(AmigoScreen):
@@ -57,8 +53,6 @@ class ModelActions(AmigoScreen):
         self._work_live = False
         self._layers = Layers()
         self._journal: JournalFollower | None = None
-        self._return_to = ""
-        """A run that was followed before one was begun here."""
 
     @property
     def current(self) -> ModelRow | None:
@@ -182,11 +176,12 @@ class ModelActions(AmigoScreen):
             return
         compare = self.session.saved.compare
         chosen = await self.app.push_screen_wait(
-            PickModel(
+            PickRow(
                 f"Compare {self.called(row)} with …",
                 overview(others, roomy=False),
-                lambda ref: short_name(str(ref), self.session.workspace.artifacts_dir),
+                "model",
                 compare.right,
+                texts={"model": lambda ref: short_name(str(ref), self.session.workspace.artifacts_dir)},
             )
         )
         if chosen:
@@ -208,33 +203,13 @@ class ModelActions(AmigoScreen):
     # -- Runs that change the list
 
     async def _begin(self, verb: str, params: Mapping[str, Any], title: str, resume: str | None = None) -> None:
-        followed = self.session.saved.run_id if self.session.live else ""
         try:
             await self.session.start(verb, params, title, resume=resume)
         except AmigoError as error:
             self.amigo.show_failure(error)
-        else:
-            self._return_to = followed
 
     def action_cancel(self) -> None:
-        try:
-            self.session.command("cancel")
-        except InputError as error:
-            self.amigo.show_failure(error)
-
-    def on_mount(self) -> None:
-        self.set_interval(_LOOK_SECONDS, self._look_elsewhere)
-
-    def _look_elsewhere(self) -> None:
-        """What was begun by another process is shown too, as long as nothing else is followed."""
-        if self.session.live or not self.is_current:
-            return
-        with contextlib.suppress(OSError):  # no home yet
-            names = sorted(path.name for path in self.session.workspace.runs_dir.iterdir())
-            for name in reversed(names[-_LOOKED_AT:]):
-                if any(f"-{verb}" in name for verb in _WORK) and self.session.is_live(name):
-                    self.run_worker(self.session.follow(name), group="follow", exclusive=True)
-                    return
+        self.steer("cancel")
 
     def run_updated(self, state: RunState, records: list[Record]) -> None:
         super().run_updated(state, records)
@@ -264,9 +239,6 @@ class ModelActions(AmigoScreen):
     def _ended(self, state: RunState) -> None:
         made = state.title.rpartition(" ")[2]
         self.reload(f"ollama:{made}" if ":" in made.rpartition("/")[2] else f"ollama:{made}:latest")
-        if self._return_to and self.session.is_live(self._return_to):
-            self.run_worker(self.session.follow(self._return_to), group="follow", exclusive=True)
-        self._return_to = ""
 
 
 def _consequences(reply: Reply) -> str:

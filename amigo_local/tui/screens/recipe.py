@@ -295,12 +295,8 @@ class RecipeScreen(AmigoScreen):
         self.run_worker(self._begin(next_only), group="start", exclusive=True)
 
     async def _begin(self, next_only: bool) -> None:
-        demo = self.session.saved.choice.is_demo
         try:
-            if demo:
-                await self.session.start_loop("demo", {})
-            else:
-                await self.session.start_loop("run", self.session.loop_params() | {"next": next_only})
+            await self.session.run_chosen(next_only=next_only)
         except AmigoError as error:
             self.amigo.show_failure(error)
         else:

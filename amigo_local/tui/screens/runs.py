@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable
+from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult, SystemCommand
@@ -32,14 +31,13 @@ from amigo_local.domain.events import (
 )
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import Command
-from amigo_local.engine.journal import JOURNAL_NAME
-from amigo_local.engine.lock import is_alive
+from amigo_local.engine.live_runs import Sign, signs_of, standing
 from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.cleaning import Cleaning
 from amigo_local.tui.screens.confirm import Confirm
 from amigo_local.tui.widgets.run_details import RunAnswer, RunDetails, run_answer
-from amigo_local.tui.widgets.status_signs import GLYPHS
+from amigo_local.tui.widgets.status_signs import signed
 from amigo_local.tui.widgets.table_view import TableView
 
 DETAILS_AFTER_SECONDS = 0.2
@@ -48,8 +46,6 @@ LIST_SECONDS = 2.0
 """The list isn't made more often than this by itself."""
 OBEYED_SECONDS = 0.5
 """A run looks for a command five times a second."""
-REST_SECONDS = 4.0
-"""Longer than the steps of most trainings, each of which would be a rest otherwise."""
 _NOTHING = """\
 [b]Nothing was run here yet.[/]
 
@@ -58,36 +54,6 @@ _NOTHING = """\
 _MOVES_ON = (
     RunStarted | RunPaused | RunContinued | RunFinished | StageFinished | StageSkipped | StageFailed | StageCancelled
 )
-
-
-class Sign(NamedTuple):
-    """What can be seen of a run without reading its journal."""
-
-    live: bool
-    size_bytes: int
-    """Of the journal."""
-    grown: float
-    """Monotonic seconds when that was seen to change."""
-
-
-def signs_of(runs: Path, before: Mapping[str, Sign], now: float) -> dict[str, Sign]:
-    """Of every run there, by its id."""
-    found: dict[str, Sign] = {}
-    for journal in runs.glob(f"*/{JOURNAL_NAME}"):
-        try:
-            size_bytes = journal.stat().st_size
-        except OSError:  # removed meanwhile
-            continue
-        last = before.get(journal.parent.name)
-        grown = last.grown if last and last.size_bytes == size_bytes else now
-        found[journal.parent.name] = Sign(is_alive(journal.parent), size_bytes, grown)
-    return found
-
-
-def standing(signs: Mapping[str, Sign], now: float) -> dict[str, tuple[bool, bool]]:
-    """For each run whether it is live, and whether it rests, as one that is paused. Differs only when the list of runs
-    may say something new: a journal that merely grows doesn't count, so that a flood asks nothing."""
-    return {key: (sign.live, sign.live and now - sign.grown >= REST_SECONDS) for key, sign in signs.items()}
 
 
 class RunsScreen(AmigoScreen):
@@ -325,10 +291,7 @@ class RunsScreen(AmigoScreen):
             self._tell("cancel", run_id)
 
     def _tell(self, command: Command, run_id: str) -> None:
-        try:
-            self.session.command(command, run_id)
-        except AmigoError as error:
-            self.amigo.show_failure(error)
+        self.steer(command, run_id)
         self.set_timer(OBEYED_SECONDS, self.action_refresh)
 
     def action_traceback(self) -> None:
@@ -357,9 +320,7 @@ def _word(state: Figure) -> str:
 
 
 def _signed(state: Figure) -> str:
-    """`✓ done`, `■ cut`."""
-    word = _word(state)
-    return f"{GLYPHS.get('cancelled' if word == 'cut' else word, '·')} {word}"  # type: ignore[call-overload]  # any word
+    return signed(_word(state))
 
 
 def _overview(table: Table) -> Table:

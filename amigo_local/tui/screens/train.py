@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import takewhile
 from typing import ClassVar
 
 from textual.app import ComposeResult, SystemCommand
@@ -19,7 +18,7 @@ from amigo_local.presentation.training import standing, training_facts
 from amigo_local.tui.past_run import read_past_run
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.confirm import Confirm
-from amigo_local.tui.screens.pick_run import PickRun
+from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.widgets.record_log import RecordLog
 from amigo_local.tui.widgets.training_curves import TrainingCurves
 from amigo_local.tui.widgets.training_head import TrainingFacts, TrainingHead
@@ -151,9 +150,9 @@ class TrainScreen(AmigoScreen):
         if shown != self._logged:
             self._logged, self._logged_seq = shown, -1
             log.clear()
-        fresh = list(takewhile(lambda record: record.seq > self._logged_seq, reversed(state.log)))
+        fresh = state.log_after(self._logged_seq)
         self._logged_seq = state.last_seq
-        log.add(record for record in reversed(fresh) if record.stage in (stage.stage, state.verb))
+        log.add(record for record in fresh if record.stage in (stage.stage, state.verb))
 
     # -- Keys
 
@@ -174,12 +173,7 @@ class TrainScreen(AmigoScreen):
         return super().check_action(action, parameters)
 
     def action_tell(self, command: Command) -> None:
-        try:
-            self.session.command(command)
-        except AmigoError as error:
-            self.amigo.show_failure(error)
-            return
-        if command == "stop":
+        if self.steer(command) and command == "stop":
             self.notify("It ends after the next checkpoint.")
 
     def action_cancel(self) -> None:
@@ -224,7 +218,7 @@ class TrainScreen(AmigoScreen):
                 self.amigo.show_failure(reply.error)
             return
         current = self.state.run_id if self.state else ""
-        self.app.push_screen(PickRun("Whose curves?", table, current), self._picked)
+        self.app.push_screen(PickRow("Whose curves?", table, "run", current, newest_first="started"), self._picked)
 
     def _picked(self, run_id: str | None) -> None:
         if run_id:

@@ -46,13 +46,13 @@ class LineageTree(Vertical):
         yield Static(classes="about", markup=False)
 
     @property
-    def tree(self) -> Tree[Ancestor]:  # type: ignore[override]  # a widget's own is for debugging
+    def branches(self) -> Tree[Ancestor]:
         return self.query_one(Tree)
 
     def show(self, lineage: LineageShown | None, listed: Iterable[str]) -> None:
         """listed: the refs that one can go to."""
         self._listed = frozenset(listed)
-        tree = self.tree
+        tree = self.branches
         tree.root.remove_children()
         self.query_one(".about", Static).update("" if lineage else _NONE)
         if lineage:

@@ -153,7 +153,7 @@ class ModelDetails(Vertical):
 
     def focus_page(self) -> None:
         page = self.query_one(f"#{self.page}")
-        (page.tree if isinstance(page, LineageTree) else page).focus()
+        (page.branches if isinstance(page, LineageTree) else page).focus()
 
     def on_page_name_chosen(self, event: PageName.Chosen) -> None:
         event.stop()

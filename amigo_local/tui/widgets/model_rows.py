@@ -31,8 +31,8 @@ _SHOWN = (
 _ROOMY = (*_SHOWN[:3], Column("architecture"), *_SHOWN[3:])
 
 
-class ModelRow(msgspec.Struct, frozen=True):
-    """A field for each column of `models`."""
+class ModelRow(msgspec.Struct, frozen=True, array_like=True):
+    """A field for each column of `models`, in their order."""
 
     name: str
     where: str
@@ -58,7 +58,7 @@ class ModelRow(msgspec.Struct, frozen=True):
 
 def model_rows(table: Table) -> list[ModelRow]:
     """The rows of the table that `models` answers with."""
-    return [ModelRow(*row) for row in table.rows]  # type: ignore[arg-type]  # its columns are in this order
+    return msgspec.convert(table.rows, list[ModelRow])
 
 
 def overview(rows: Sequence[ModelRow], *, roomy: bool) -> Table:

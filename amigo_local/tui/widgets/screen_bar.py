@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from textual import events
 from textual.app import ComposeResult
@@ -25,9 +25,9 @@ class ScreenName(Static):
             super().__init__()
             self.name = name
 
-    def __init__(self, name: str, key: int, title: str, active: bool) -> None:
+    def __init__(self, name: str, key: int, active: bool) -> None:
         super().__init__(
-            Content.from_markup("[$accent]$key[/] $title", key=str(key), title=title),
+            Content.from_markup("[$accent]$key[/] $title", key=str(key), title=name.title()),
             classes="active" if active else "",
         )
         self.screen_name = name
@@ -53,14 +53,14 @@ class ScreenBar(Horizontal):
     }
     """
 
-    def __init__(self, titles: Mapping[str, str], active: str) -> None:
+    def __init__(self, names: Sequence[str], active: str) -> None:
         super().__init__()
-        self._titles, self._active = titles, active
+        self._names, self._active = names, active
         self._run: tuple[RunState, bool] | None = None
 
     def compose(self) -> ComposeResult:
-        for key, (name, title) in enumerate(self._titles.items(), start=1):
-            yield ScreenName(name, key, title, name == self._active)
+        for key, name in enumerate(self._names, start=1):
+            yield ScreenName(name, key, name == self._active)
         yield Static("", id="run")
 
     def on_screen_name_chosen(self, message: ScreenName.Chosen) -> None:

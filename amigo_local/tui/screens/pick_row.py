@@ -1,8 +1,8 @@
-"""PickModel: one model out of a list."""
+"""PickRow: one row of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -16,14 +16,14 @@ from amigo_local.domain.events import Table
 from amigo_local.tui.widgets.table_view import TableView
 
 
-class PickModel(ModalScreen[str]):
-    """Answers with the first column of the chosen row; None when it was left."""
+class PickRow(ModalScreen[str]):
+    """Answers with the key of the chosen row; None when it was left."""
 
     DEFAULT_CSS = """
-    PickModel {
+    PickRow {
         align: center middle;
         #box {
-            width: 90; max-width: 96%; height: 80%; border: round $primary; background: $surface; padding: 0 1;
+            width: 110; max-width: 96%; height: 80%; border: round $primary; background: $surface; padding: 0 1;
         }
         #question { text-style: bold; height: auto; padding: 0 1; }
         #help { color: $text-muted; height: auto; padding: 0 1; margin-bottom: 1; }
@@ -32,16 +32,27 @@ class PickModel(ModalScreen[str]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]
 
-    def __init__(self, question: str, table: Table, write: Callable[[Figure], str], at: str = "") -> None:
-        """write: how the first column is written. at: its value in the row that the cursor begins on."""
+    def __init__(
+        self,
+        question: str,
+        table: Table,
+        key: str,
+        at: str = "",
+        *,
+        texts: Mapping[str, Callable[[Figure], str]] | None = None,
+        newest_first: str = "",
+    ) -> None:
+        """key: the column that tells a row from another. at: its value where the cursor begins. texts: column -> what
+        writes its values. newest_first: the column to sort by, the greatest first; empty: as it is."""
         super().__init__()
-        self._question, self._table, self._write, self._at = question, table, write, at
+        self._question, self._table, self._key, self._at = question, table, key, at
+        self._texts, self._newest_first = texts, newest_first
 
     def compose(self) -> ComposeResult:
         with Vertical(id="box"):
             yield Static(self._question, id="question", markup=False)
             yield Static("enter chooses, / filters, escape goes back", id="help")
-            yield TableView(texts={self._table.columns[0].name: self._write})
+            yield TableView(self._key, sort=self._newest_first, descending=True, texts=self._texts)
 
     def on_mount(self) -> None:
         view = self.query_one(TableView)
@@ -51,4 +62,4 @@ class PickModel(ModalScreen[str]):
 
     def on_table_view_row_chosen(self, event: TableView.RowChosen) -> None:
         event.stop()
-        self.dismiss(str(event.row[0]))
+        self.dismiss(str(event.table_view.value(event.row, self._key)))
