@@ -24,6 +24,7 @@ from amigo_local.tui.themes import DARK, LIGHT, THEMES
 
 STATUS_SECONDS = 2.0
 NOTICE_SECONDS = 1.0
+SETTLED_SECONDS = 0.015
 UNDER_A_DIALOG_SECONDS = 0.5
 
 
@@ -167,6 +168,10 @@ class AmigoApp(App[None]):
         self.session.saved.screen = name
         self.hide_failure()
         self.switch_mode(name)
+
+    def delay_update(self, delay: float = 0.05) -> None:
+        """Textual holds a new screen back for 50 ms; ours have settled sooner (docs/measurements.md)."""
+        super().delay_update(min(delay, SETTLED_SECONDS))
 
     def action_toggle_light(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK

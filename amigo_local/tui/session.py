@@ -29,12 +29,15 @@ from amigo_local.tui.saved_state import read_state, write_state
 LOOKED_AT = 10
 """Of the runs only the newest can be going on unseen."""
 POLL_SECONDS = 0.1
+TELL_SECONDS = 0.2
 LIVENESS_SECONDS = 0.5
-SLICE_SECONDS = 0.01
-"""Applying records in one go, before keys get their turn."""
+SLICE_SECONDS = 0.004
+"""Applying records in one go, before keys get their turn, which is as long."""
+SLICE_BYTES = 1 << 15
+"""Of a journal, about a hundred records."""
 
 OnUpdate = Callable[[RunState, list[Record]], None]
-"""Told at most once in POLL_SECONDS: the whole, and what is new in it but pieces of text and progress."""
+"""Told at most once in TELL_SECONDS: the whole, and what is new in it but pieces of text and progress."""
 
 
 class Loop(NamedTuple):
@@ -194,18 +197,18 @@ class Session:
         while self.run is state:
             until, more = time.monotonic() + SLICE_SECONDS, True
             while more and time.monotonic() < until:
-                more = bool(records := follower.poll())
+                more = bool(records := follower.poll(SLICE_BYTES))
                 for record in records:
                     state.apply(record)
                 fresh += [record for record in records if not isinstance(record.event, Progress | TokenGenerated)]
             now = time.monotonic()
             if now - looked >= LIVENESS_SECONDS:
                 looked, self.live = now, is_alive(folder)
-            if now - told >= POLL_SECONDS and (state.records != seen or self.live != was_live):
+            if now - told >= TELL_SECONDS and (state.records != seen or self.live != was_live):
                 told, seen, was_live = now, state.records, self.live
                 self.on_update(state, fresh)
                 fresh = []
-            await asyncio.sleep(0 if more else POLL_SECONDS)
+            await asyncio.sleep(SLICE_SECONDS if more else POLL_SECONDS)
 
     async def _stop_following(self) -> None:
         following, self._following = self._following, None

@@ -17,7 +17,9 @@ from amigo_local.tui.screens.base import SCREENS, AmigoScreen
 from amigo_local.tui.screens.details import FailureDetails
 from amigo_local.tui.screens.leaving import Leaving
 from amigo_local.tui.widgets.failure_bar import FailureBar
+from amigo_local.tui.widgets.key_footer import KeyFooter
 from tests.support.pinned_session import PinnedSession
+from tests.support.tui_driving import screen_text, until
 
 
 def drive(
@@ -137,3 +139,21 @@ def test_every_screen_shows_itself_at_any_size(tmp_path: Path, size: tuple[int, 
             assert shown(app) == name
 
     drive(tmp_path, body, size)
+
+
+def test_the_keys_below_are_made_anew_only_when_they_are_others(tmp_path: Path) -> None:
+    async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
+        await pilot.pause(0.1)
+        footer = app.screen.query_one(KeyFooter)
+        before = list(footer.children)
+        assert "Pause" in screen_text(app).splitlines()[-1]
+        app.screen.refresh_bindings()
+        await pilot.pause(0.1)
+        assert list(footer.children) == before
+        assert app.session.run
+        app.session.run.paused = True
+        app.screen.refresh_bindings()
+        await until(pilot, lambda: "Continue" in screen_text(app).splitlines()[-1])
+        assert list(footer.children) != before
+
+    drive(tmp_path, body, (120, 40))

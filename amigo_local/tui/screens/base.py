@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, Input, TextArea
+from textual.widgets import Input, TextArea
 
 from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import MachineMeasured, Record, StageFailed
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import Command
 from amigo_local.tui.widgets.failure_bar import FailureBar
+from amigo_local.tui.widgets.key_footer import KeyFooter
 from amigo_local.tui.widgets.screen_bar import ScreenBar
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class AmigoScreen(Screen[None]):
         yield ScreenBar([*SCREENS], self.NAME)
         yield from self.body()
         yield FailureBar()
-        yield Footer(show_command_palette=True)
+        yield KeyFooter()
 
     def body(self) -> ComposeResult:
         """What lies between the bar of screens and the footer."""

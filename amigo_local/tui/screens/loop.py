@@ -72,6 +72,7 @@ class LoopScreen(AmigoScreen):
         """Of the shown run, the newest record that the log has: what came while another screen showed isn't lost."""
         self._bound = (False, False)
         self._was_live = False
+        self._chosen = Content("")
 
     def body(self) -> ComposeResult:
         yield Static(id="chosen")
@@ -122,17 +123,21 @@ class LoopScreen(AmigoScreen):
         return (*choice.recipe, choice.model, *choice.overrides)
 
     def _show_chosen(self) -> None:
+        text = self._what_is_chosen()
+        if text != self._chosen:
+            self._chosen = text
+            self.query_one("#chosen", Static).update(text)
+
+    def _what_is_chosen(self) -> Content:
         choice, run = self.session.saved.choice, self.session.run
         if run and self.session.live and self.session.follows_loop and not self.session.follows_choice:
-            text = Content.from_markup("[b]$title[/] goes on, begun elsewhere", title=run.title)
-            self.query_one("#chosen", Static).update(text)
-            return
+            return Content.from_markup("[b]$title[/] goes on, begun elsewhere", title=run.title)
         parts = [Content.from_markup("recipe [b]$name[/]", name=" → ".join(choice.recipe))] if choice.recipe else []
         if choice.model:
             parts.append(Content.from_markup("model [b]$name[/]", name=choice.model))
         if choice.overrides:
             parts.append(Content(f"{len(choice.overrides)} changed"))
-        self.query_one("#chosen", Static).update(Content("  ").join(parts) if parts else "no recipe is chosen yet")
+        return Content("  ").join(parts) if parts else Content("no recipe is chosen yet")
 
     def _draw(self) -> None:
         rows = self.rows

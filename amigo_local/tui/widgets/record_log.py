@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.color import Color as RichColor
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -68,6 +67,7 @@ class RecordLog(ScrollView, can_focus=True):
         self._most = most_entries
         self._going_on: Entry | None = None
         self._width = 0
+        self._muted = Style()
         self._gone = 0
         """Lines that went at the top since it was last drawn: what one reads stays where it is."""
         self._at_end = True
@@ -119,7 +119,7 @@ class RecordLog(ScrollView, can_focus=True):
     def _wrapped(self, entry: Entry) -> Iterator[Strip]:
         clock = "" if entry.time is None else time.strftime("%H:%M:%S", time.localtime(entry.time))
         before = 9 if self._width >= _ROOMY else 6
-        muted, ink = Style(color=self._muted()), self._tone_style(entry.tone)
+        muted, ink = self._muted, self._tone_style(entry.tone)
         room = max(10, self._width - before - self._stage_width)
         rows = list(folded(visible(entry.text[:_MOST_CHARACTERS]), room))
         for place, row in enumerate(rows):
@@ -136,11 +136,8 @@ class RecordLog(ScrollView, can_focus=True):
         if kind == "plain":
             return Style()
         if kind == "muted":
-            return Style(color=self._muted())
+            return self._muted
         return Style(color=Color.parse(self.app.theme_variables[_COLORS[kind]]).rich_color)
-
-    def _muted(self) -> RichColor:
-        return self.background_colors[1].blend(self.colors[3], 0.6).rich_color
 
     def _tail(self) -> list[Strip]:
         return [next(self._wrapped(self._going_on))] if self._going_on and self._width else []
@@ -156,6 +153,7 @@ class RecordLog(ScrollView, can_focus=True):
 
     def _wrap_again(self) -> None:
         self._width = self.scrollable_content_region.width
+        self._muted = Style(color=self.background_colors[1].blend(self.colors[3], 0.6).rich_color)
         entries, self._entries = self._entries, deque()
         self._lines.clear()
         for entry, _ in entries:

@@ -79,7 +79,7 @@ class ScreenBar(Horizontal):
         if self._run:
             state, live = self._run
             text = run_sign(state, live) if self.has_class("tight") else run_line(state, live)
-            self.query_one("#run", Static).update(Content(text))
+            self.query_one("#run", Static).update(Content(text), layout=False)  # its width is what is left
 
 
 def run_sign(state: RunState, live: bool) -> str:
