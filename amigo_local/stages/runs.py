@@ -115,19 +115,24 @@ def run_ids(workspace: Workspace) -> list[str]:
 
 
 class _State(msgspec.Struct, frozen=True):
-    """How a run stands: seconds since the epoch of its first and last record, and a word."""
+    """How a run stands."""
 
     started: float
-    ended: float
+    """Seconds since the epoch, of its first record."""
+    worked_seconds: float
+    """Up to its last record, without pauses and the time between a cut and its going on."""
     state: str
 
 
 def _state(workspace: Workspace, run_id: str) -> _State:
     folder = workspace.runs_dir / run_id
     live = is_alive(folder)
-    started, ended, state = 0.0, 0.0, ""
+    started, before, worked, state = 0.0, 0.0, 0.0, ""
     for record in read_journal(folder / JOURNAL_NAME):
-        started, ended = started or record.time, record.time
+        started = started or record.time
+        if before and state == "" and not isinstance(record.event, RunStarted):
+            worked += record.time - before
+        before = record.time
         match record.event:
             case RunFinished() as finished:
                 state = {EXIT_DONE: "done", EXIT_CANCELLED: "cancelled"}.get(finished.exit_code, "failed")
@@ -136,9 +141,9 @@ def _state(workspace: Workspace, run_id: str) -> _State:
             case RunStarted() | RunContinued():
                 state = ""
     if live:
-        return _State(started, ended, state if state == "paused" else "running")
+        return _State(started, worked, state if state == "paused" else "running")
     cut = state in ("", "paused")
-    return _State(started, ended, f"cut: amigo-local runs resume {run_id}" if cut else state)
+    return _State(started, worked, f"cut: amigo-local runs resume {run_id}" if cut else state)
 
 
 def _command(command: Command, run_id: str | None, context: StageContext) -> None:
@@ -159,7 +164,7 @@ def _list(context: StageContext) -> None:
         except InputError:
             title = "can't be read: of another version"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.started)) if found.started else ""
-        rows.append((run_id, title, when, found.ended - found.started, found.state))
+        rows.append((run_id, title, when, found.worked_seconds, found.state))
     columns = (Column("run"), Column("what"), Column("started"), Column("took", "seconds"), Column("state"))
     context.emit(Table("Runs", columns, tuple(rows)))
     artifacts = list(workspace.artifacts())

@@ -187,10 +187,10 @@ class AmigoApp(App[None]):
         yield from super().get_system_commands(screen)
 
     async def action_quit(self) -> None:
-        """Asks first when something is going on that it began or follows."""
-        if self.session.live and self.session.run and len(self.screen_stack) == 1:
-            from amigo_local.tui.screens.leaving import Leaving
+        """Asks first when something is going on that it began or follows; told again, it leaves that running."""
+        from amigo_local.tui.screens.leaving import Leaving
 
+        if self.session.live and self.session.run and not isinstance(self.screen, Leaving):
             self.push_screen(Leaving(self.session.run), self._leave)
         else:
             self._leave("leave")

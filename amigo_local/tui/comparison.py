@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+
+import msgspec
 
 from amigo_local.data.votes import Choice, Verdict, Vote, can_vote, taken_back, vote_on
 from amigo_local.domain.events import AnyEvent, GenerationFinished, TokenGenerated
@@ -16,15 +17,14 @@ VERDICTS: dict[Verdict, str] = {"tie": "a tie", "both_bad": "both are bad"}
 """As words, where no side is better."""
 
 
-@dataclass
-class Side:
+class Side(msgspec.Struct, eq=False):
     """What one model says to the prompt."""
 
     model: str
     """REF."""
     history: History = ()
     """The turns before."""
-    said: list[str] = field(default_factory=list)
+    said: list[str] = []
     finished: GenerationFinished | None = None
 
     @property
@@ -33,11 +33,22 @@ class Side:
         return self.said[0]
 
 
+class Talk(msgspec.Struct, kw_only=True):
+    """What is kept of a comparison until the app is opened again; its fields are those of Comparison."""
+
+    prompt: str = ""
+    sides: list[Side] = []
+    blind: bool = False
+    hidden: bool = False
+    vote: Vote | None = None
+    conversation: dict[str, History] = {}
+
+
 class Comparison:
     """`sides` stand as they are shown, the left one first. `chance` shuffles them when nobody may know who is who."""
 
     def __init__(self, chance: Random) -> None:
-        self._chance = chance
+        self.chance = chance
         self.sides: list[Side] = []
         self.prompt = ""
         self.blind = False
@@ -50,6 +61,28 @@ class Comparison:
         self._asked: list[Side] = []
         """Who is asked now, by the side of the events."""
 
+    # -- From one start of the app to the next
+
+    def kept(self) -> Talk:
+        """It has the sides themselves: what they are still to say is in it too."""
+        return Talk(
+            prompt=self.prompt,
+            sides=self.sides,
+            blind=self.blind,
+            hidden=self.hidden,
+            vote=self.vote,
+            conversation=self._conversation,
+        )
+
+    def take_up(self, talk: Talk) -> bool:
+        """False when it was broken off before every side had answered; nothing of it is hidden then."""
+        self.prompt, self.sides, self.blind, self.hidden = talk.prompt, talk.sides, talk.blind, talk.hidden
+        self.vote, self._conversation = talk.vote, talk.conversation
+        whole = all(side.finished for side in self.sides)
+        if not whole:
+            self.reveal()
+        return whole
+
     # -- Asking
 
     def begin(self, prompt: str, models: Sequence[str], blind: bool) -> dict[str, Any]:
@@ -59,7 +92,7 @@ class Comparison:
         models = list(models)
         self.blind = self.hidden = blind and len(models) == 2
         if self.blind:
-            self._chance.shuffle(models)
+            self.chance.shuffle(models)
         self.prompt, self.vote = prompt, None
         self.sides = [Side(model, self._conversation.get(model, ())) for model in models]
         return self._ask(self.sides)

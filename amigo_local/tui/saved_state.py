@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import msgspec
 
 from amigo_local.domain.recipe import EvaluateSettings, Suite
 from amigo_local.engine.workspace import write_synced
+from amigo_local.tui.comparison import Talk
 
 STATE_FILE = "tui.json"
 PROMPTS_KEPT = 200
+_writing = threading.Lock()
 
 
 class RecipeChoice(msgspec.Struct, kw_only=True):
@@ -45,6 +48,8 @@ class CompareState(msgspec.Struct, kw_only=True):
     prompt_set: str = ""
     """Path of a file with prompts."""
     prompt_place: int = 0
+    talk: Talk = msgspec.field(default_factory=Talk)
+    """What was asked last, the answers, the vote on them, and the turns before."""
 
 
 class EvaluateState(msgspec.Struct, kw_only=True):
@@ -79,7 +84,7 @@ def read_state(home: Path) -> SavedState:
 def write_state(home: Path, state: SavedState) -> None:
     """Replaces the file; a home that can't be written remembers nothing."""
     waiting = home / f"{STATE_FILE}-{os.getpid()}.partial"  # there may be another window
-    with contextlib.suppress(OSError):
+    with _writing, contextlib.suppress(OSError):
         home.mkdir(parents=True, exist_ok=True)
         write_synced(waiting, msgspec.json.format(msgspec.json.encode(state), indent=1))
         waiting.replace(home / STATE_FILE)

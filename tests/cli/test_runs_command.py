@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from amigo_local.domain.events import RunFinished, RunStarted, StageFinished
+from amigo_local.domain.events import (
+    AnyEvent,
+    Note,
+    Record,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+    StageFinished,
+)
+from amigo_local.engine.journal import JOURNAL_NAME, Journal
 from amigo_local.engine.lock import is_alive
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages.runs import _superseded
@@ -50,6 +60,22 @@ def watching(home: Path, *arguments: str) -> subprocess.Popen[str]:
     while not (line := process.stderr.readline()).startswith("pull: "):
         assert line, "it shows nothing"
     return process
+
+
+def test_a_run_took_what_it_worked_not_what_it_waited(tmp_path: Path) -> None:
+    told: list[tuple[float, AnyEvent]] = [
+        (100.0, RunStarted(verb="pull", title="pull a")),
+        (110.0, RunPaused()),
+        (510.0, RunContinued()),
+        (515.0, Note("cut after this")),
+        (9000.0, RunStarted(verb="pull", title="pull a")),
+        (9030.0, RunFinished(exit_code=0, elapsed_seconds=30.0)),
+    ]
+    with Journal(Workspace(tmp_path).runs_dir / "a" / JOURNAL_NAME) as journal:
+        for time, event in told:
+            journal.append(Record("a", journal.next_seq, time, "pull", event))
+    _, records = amigo_records_here(tmp_path, "runs", "ls")
+    assert [row[3:] for row in records[0].event.rows] == [(45.0, "done")]  # type: ignore[union-attr]  # the table
 
 
 def test_a_run_left_alone_is_listed_paused_continued_and_watched_to_its_end(tmp_path: Path, server: SlowPull) -> None:

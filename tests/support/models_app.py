@@ -18,7 +18,7 @@ from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.model_details import ModelDetails
 from amigo_local.tui.widgets.model_facts import ModelFacts
 from amigo_local.tui.widgets.work_view import WorkView
-from tests.support.tui_driving import until
+from tests.support.tui_driving import headless, until
 
 
 class ModelsApp(AmigoApp):
@@ -77,7 +77,7 @@ async def on_screen(
 ) -> AsyncIterator[tuple[ModelsApp, Pilot[None]]]:
     app = ModelsApp(session)
     try:
-        async with app.run_test(size=size) as pilot:
+        async with headless(app, size) as pilot:
             yield app, pilot
     finally:
         await session.close()

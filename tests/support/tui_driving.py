@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
+from textual.app import App
 from textual.pilot import Pilot
 
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
@@ -28,7 +29,7 @@ def runner_processes() -> list[psutil.Process]:
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
 
 
-async def until(pilot: Pilot[None], condition: Callable[[], bool], seconds: float = 90) -> None:
+async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 90) -> None:
     """Raises TimeoutError with what was on the screen."""
     try:
         async with asyncio.timeout(seconds):
@@ -40,12 +41,22 @@ async def until(pilot: Pilot[None], condition: Callable[[], bool], seconds: floa
 
 def screen_text(app: object) -> str:
     """What a person reads, line by line."""
-    from textual.app import App
-
     assert isinstance(app, App)
     width, height = app.size
     lines = app.screen._compositor.render_strips(app.size)
     return "\n".join(strip.text.rstrip() for strip in lines[:height]) if width else ""
+
+
+@contextlib.asynccontextmanager
+async def headless(app: App[None], size: tuple[int, int] = (80, 24)) -> AsyncIterator[Pilot[None]]:
+    """As Textual's `run_test`; but its workers end before its screens are taken apart, as they do when a person quits,
+    and keys that are on their way arrive."""
+    async with app.run_test(size=size) as pilot:
+        try:
+            yield pilot
+            await pilot.pause()
+        finally:
+            app.workers.cancel_all()
 
 
 @contextlib.asynccontextmanager
@@ -56,7 +67,7 @@ async def driven(
     session = Session(home, settings)
     app = AmigoApp(session, screen=screen)
     try:
-        async with app.run_test(size=size) as pilot:
+        async with headless(app, size) as pilot:
             yield app, pilot
     finally:
         await session.close()

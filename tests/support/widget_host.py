@@ -11,6 +11,7 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 
 from amigo_local.tui.themes import THEMES
+from tests.support.tui_driving import headless
 
 
 class WidgetHost(App[None]):
@@ -42,7 +43,7 @@ Body = Callable[[WidgetHost, "Pilot[None]"], Awaitable[None]]
 def hosted(*widgets: Widget, body: Body, size: tuple[int, int] = (80, 24), theme: str = "") -> None:
     async def run() -> None:
         app = WidgetHost(*widgets)
-        async with app.run_test(size=size) as pilot:
+        async with headless(app, size) as pilot:
             if theme:
                 app.theme = theme
             await pilot.pause()

@@ -15,6 +15,7 @@ from amigo_local.tui.widgets.answer_figures import AnswerFigures, figures
 from amigo_local.tui.widgets.answer_markdown import AnswerMarkdown
 from amigo_local.tui.widgets.answer_part import AnswerPart
 from amigo_local.tui.widgets.answer_view import AnswerScroll, AnswerView
+from tests.support.tui_driving import headless
 from tests.support.widget_host import WidgetHost, hosted
 
 MIXED = """Here is **how** with `add` and a [link](http://x.y), ![pic](a.png), [red]no markup[/], <b>html</b>:
@@ -289,7 +290,7 @@ def test_keys_are_answered_while_two_answers_flood_in() -> None:
 
     async def body() -> None:
         app = TypedHost(AnswerView("left"), AnswerView("right"))
-        async with app.run_test(size=(120, 40)) as pilot:
+        async with headless(app, (120, 40)) as pilot:
             views, loop, over = list(app.query(AnswerView)), asyncio.get_running_loop(), threading.Event()
             await pilot.pause()
 
@@ -299,19 +300,21 @@ def test_keys_are_answered_while_two_answers_flood_in() -> None:
 
             typist = threading.Thread(target=type_on)
             typist.start()
-            text, began, sent = MIXED * 140, time.monotonic(), 0
-            while sent < len(text):
-                due = min(len(text), int((time.monotonic() - began) * 20_000))
-                for at in range(sent, due, 4):
-                    for view in views:
-                        view.append(text[at : min(due, at + 4)])
-                sent = due
-                await asyncio.sleep(0.01)
-            for view in views:
-                view.finish()
-                await asyncio.wait_for(view.drawn(), 10)
-            over.set()
-            typist.join()
+            try:
+                text, began, sent = MIXED * 140, time.monotonic(), 0
+                while sent < len(text):
+                    due = min(len(text), int((time.monotonic() - began) * 20_000))
+                    for at in range(sent, due, 4):
+                        for view in views:
+                            view.append(text[at : min(due, at + 4)])
+                    sent = due
+                    await asyncio.sleep(0.01)
+                for view in views:
+                    view.finish()
+                    await asyncio.wait_for(view.drawn(), 10)
+            finally:
+                over.set()
+                typist.join()
             assert [view.text for view in views] == [text, text]
 
     asyncio.run(body())

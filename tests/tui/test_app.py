@@ -19,7 +19,7 @@ from amigo_local.tui.screens.leaving import Leaving
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.key_footer import KeyFooter
 from tests.support.pinned_session import PinnedSession
-from tests.support.tui_driving import screen_text, until
+from tests.support.tui_driving import headless, screen_text, until
 
 
 def drive(
@@ -28,7 +28,7 @@ def drive(
     app = AmigoApp(PinnedSession(home, **more))
 
     async def run() -> None:
-        async with app.run_test(size=size) as pilot:
+        async with headless(app, size) as pilot:
             await pilot.pause()
             await body(app, pilot)
 
@@ -116,6 +116,21 @@ def test_quitting_while_something_runs_asks_first(tmp_path: Path, key: str, left
 
     app = drive(tmp_path, body)
     assert (app.return_code == 0) is left
+
+
+def test_quitting_asks_above_a_dialog_too(tmp_path: Path) -> None:
+    async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
+        app.show_failure(StageFailed("it broke", "try again", 1, "Traceback: line 1"))
+        await pilot.press("ctrl+e")
+        await until(pilot, lambda: isinstance(app.screen, FailureDetails))
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: isinstance(app.screen, Leaving))
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, FailureDetails))
+        await pilot.press("ctrl+q", "ctrl+q")  # twice: it isn't to be asked again
+        await pilot.pause()
+
+    assert drive(tmp_path, body).return_code == 0
 
 
 def test_quitting_while_nothing_runs_just_ends(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.serving.ollama_server import OllamaServer
 from amigo_local.serving.templates import family
 from amigo_local.tui.app import AmigoApp
-from amigo_local.tui.comparison import Comparison
 from amigo_local.tui.saved_state import SavedState, read_state, write_state
 from amigo_local.tui.screens.ask_text import AskText
 from amigo_local.tui.screens.compare import CompareScreen
@@ -27,8 +26,7 @@ from amigo_local.tui.widgets.failure_bar import FailureBar
 from tests.support.ollama_runtime import OllamaRuntime
 from tests.support.ollama_server import RealOllama
 from tests.support.tiny_gguf import write_tiny_llama
-from tests.support.tui_driving import OFFLINE, driven, screen_text
-from tests.support.tui_driving import until as until_
+from tests.support.tui_driving import OFFLINE, driven, screen_text, until
 
 OLD, NEW, BROKEN = "ollama:compare-old:latest", "ollama:compare-new:latest", "ollama:compare-broken:latest"
 
@@ -57,10 +55,6 @@ def talkative(ollama_runtime: OllamaRuntime, tmp_path: Path) -> Iterator[RealOll
         yield server
 
 
-async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
-    await until_(pilot, condition, 30)
-
-
 def settings(server: RealOllama) -> ProgramSettings:
     return ProgramSettings(ollama=OllamaSettings(host=server.host, store=str(server.models)))
 
@@ -81,7 +75,7 @@ def compared(
         async with driven(home, settings(server) if server else OFFLINE, size, screen="compare") as (app, pilot):
             await until(pilot, lambda: isinstance(app.screen, CompareScreen))
             assert isinstance(app.screen, CompareScreen)
-            app.screen.comparison = Comparison(Random(1))
+            app.screen.comparison.chance = Random(1)
             await body(app, pilot, app.screen)
 
     asyncio.run(run())
@@ -153,6 +147,59 @@ def test_both_answer_one_is_voted_for_and_all_is_there_after_a_restart(tiny_tags
     saved = msgspec.json.decode((home / "tui.json").read_bytes(), type=SavedState).compare
     assert saved.prompts == ["Second one.", "First one."]
     compared(home, second)
+
+
+def test_what_was_said_is_there_after_a_restart_and_the_talk_goes_on(tiny_tags: RealOllama, tmp_path: Path) -> None:
+    home, said = tmp_path / "home", list[str]()
+
+    async def first(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await ask(pilot, screen, "Second one.\nIn two lines.")
+        await answered(pilot, screen)
+        said.extend(view.text for view in screen.views)
+        assert "› Second one. …" in screen_text(app)
+
+    async def second(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await answered(pilot, screen)
+        assert [view.text for view in screen.views] == said and "› Second one. …" in screen_text(app)
+        assert screen_text(app).count(" tok") >= 2 and "compare-" not in screen_text(app)  # still blind
+        await pilot.press("escape", "r")
+        await until(pilot, lambda: "is better" in screen_text(app))
+
+    async def third(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await answered(pilot, screen)
+        await until(pilot, lambda: "voted: " in screen_text(app))
+        await ask(pilot, screen, "First one.")
+        await answered(pilot, screen)
+        assert sorted(side.history[1].content for side in screen.comparison.sides) == sorted(said)
+        await pilot.press("escape", "w")
+        await until(pilot, lambda: "› " not in screen_text(app))
+
+    async def fourth(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        assert not any(view.text for view in screen.views) and not screen.comparison.sides
+
+    compared(home, first, tiny_tags, blind=True)
+    for body in (second, third, fourth):
+        compared(home, body, tiny_tags)
+    (vote,) = votes(home)
+    assert vote.chosen == said[1] and vote.blind
+
+
+def test_answers_that_the_closed_window_cut_are_there_and_their_prompt_waits(
+    talkative: RealOllama, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+
+    async def first(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await ask(pilot, screen, "Write a long story.")
+        await until(pilot, lambda: any(view.text for view in screen.views))
+
+    async def second(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await answered(pilot, screen)
+        assert any(view.text for view in screen.views) and not screen.comparison.running
+        assert "✗ not finished" in screen_text(app) and screen.box.text == "Write a long story."
+
+    compared(home, first, talkative)
+    compared(home, second, talkative)
 
 
 def test_blind_nothing_on_the_screen_tells_who_is_who_until_the_vote(tiny_tags: RealOllama, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.doctor import Finding
 from amigo_local.tui.widgets.facts import Facts
 from tests.support.pinned_session import PinnedSession
-from tests.support.tui_driving import driven, screen_text, until
+from tests.support.tui_driving import driven, headless, screen_text, until
 
 
 def test_it_says_what_this_machine_has_and_what_fits(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_problems_come_first_and_their_fix_is_copied(tmp_path: Path) -> None:
 
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path, {"doctor": lambda _: [table, *notes]}), screen="doctor")
-        async with app.run_test(size=(80, 24)) as pilot:
+        async with headless(app, (80, 24)) as pilot:
             await until(pilot, lambda: "2 things to mend" in screen_text(app))
             assert [finding.note.text for finding in app.screen.query(Finding)] == [
                 "no server [answers]",
@@ -69,7 +69,7 @@ def test_everything_is_reached_by_keys_where_nothing_is_to_be_mended(tmp_path: P
 
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path, {"doctor": lambda _: events}), screen="doctor")
-        async with app.run_test(size=(80, 24)) as pilot:
+        async with headless(app, (80, 24)) as pilot:
             await until(pilot, lambda: "package 3" in screen_text(app))
             assert "package 59" not in screen_text(app)
             await pilot.press("end")
@@ -102,7 +102,7 @@ def test_a_look_that_breaks_off_leaves_what_was_found_and_the_chosen_fix(tmp_pat
 
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path, {"doctor": lambda _: next(looks)}), screen="doctor")
-        async with app.run_test(size=(80, 24)) as pilot:
+        async with headless(app, (80, 24)) as pilot:
             await until(pilot, lambda: "wasn't finished" in screen_text(app) and "180 GiB" in screen_text(app))
             await pilot.press("f5")
             await until(pilot, lambda: "2 to mend" in screen_text(app))

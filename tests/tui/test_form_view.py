@@ -15,6 +15,7 @@ from amigo_local.engine.recipe_form import recipe_forms
 from amigo_local.engine.settings_form import SettingsForm
 from amigo_local.tui.widgets.field_row import FieldEditor, FieldRow
 from amigo_local.tui.widgets.settings_form import FormView, SectionHeader
+from tests.support.tui_driving import headless
 
 
 class Host(App[None]):
@@ -58,7 +59,7 @@ Body = Callable[[Host, Pilot[None]], Awaitable[None]]
 
 def in_app(host: Host, body: Body, size: tuple[int, int] = (80, 40)) -> None:
     async def run() -> None:
-        async with host.run_test(size=size) as pilot:
+        async with headless(host, size) as pilot:
             await pilot.pause()
             await body(host, pilot)
 

@@ -10,7 +10,6 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Select, Static
 
-from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.recipe_chain import load_chain
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.saved_state import RecipeChoice, read_state
@@ -22,6 +21,7 @@ from amigo_local.tui.widgets.field_row import FieldRow
 from amigo_local.tui.widgets.plan_view import PlanView
 from amigo_local.tui.widgets.settings_form import FormView
 from tests.support.tiny_run import write_tiny_run
+from tests.support.tui_driving import OFFLINE, headless, until
 
 LAPTOP = RecipeChoice(recipe=["demo"], model="gemma-3-12b", vram="6GiB", ram="16GiB")
 
@@ -54,22 +54,16 @@ Body = Callable[[RecipeApp, Pilot[None]], Awaitable[None]]
 
 def on_screen(home: Path, choice: RecipeChoice, body: Body, size: tuple[int, int] = (120, 40)) -> None:
     async def run() -> None:
-        session = Session(home, ProgramSettings(ollama=OllamaSettings(use=False)))
+        session = Session(home, OFFLINE)
         session.saved.choice = choice
         app = RecipeApp(session)
         try:
-            async with app.run_test(size=size) as pilot:
+            async with headless(app, size) as pilot:
                 await body(app, pilot)
         finally:
             await session.close()
 
     asyncio.run(run())
-
-
-async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await pilot.pause(0.02)
 
 
 async def planned(app: RecipeApp, pilot: Pilot[None]) -> None:

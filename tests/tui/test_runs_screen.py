@@ -38,7 +38,7 @@ from amigo_local.tui.screens.runs import RunsScreen
 from amigo_local.tui.widgets.run_details import RunDetails, run_answer
 from tests.support.pinned_session import PinnedSession, recorded
 from tests.support.tiny_gguf import write_tiny_llama
-from tests.support.tui_driving import OFFLINE, driven, screen_text, until
+from tests.support.tui_driving import OFFLINE, driven, headless, screen_text, until
 
 
 def runs_screen(app: AmigoApp) -> RunsScreen:
@@ -172,7 +172,7 @@ def test_the_whole_message_of_a_failure_is_read_and_details_are_scrolled_by_keys
 ) -> None:
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path, {"runs": _failed_run}), screen="runs")
-        async with app.run_test(size=size) as pilot:
+        async with headless(app, size) as pilot:
             await until(pilot, lambda: "✗ prepare failed" in screen_text(app))
             details = app.screen.query_one(RunDetails)
             left = details.region.x
@@ -203,7 +203,7 @@ def test_a_run_that_moves_on_all_the_time_is_listed_at_most_every_two_seconds(tm
 
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path, {"runs": runs}), screen="runs")
-        async with app.run_test() as pilot:
+        async with headless(app) as pilot:
             await until(pilot, lambda: "✗ prepare failed" in screen_text(app))
             before = asked.count("ls")
             for seq in range(200):
@@ -230,7 +230,7 @@ def test_cleaning_shows_what_goes_with_older_runs_or_without_and_frees_it_once(t
 
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path, {"runs": runs}), screen="runs")
-        async with app.run_test(size=(80, 24)) as pilot:
+        async with headless(app, (80, 24)) as pilot:
             await until(pilot, lambda: "✗ prepare failed" in screen_text(app))
             await pilot.press("c")
             await until(pilot, lambda: "1 to free" in screen_text(app) and "1.0 MiB" in screen_text(app))

@@ -32,7 +32,7 @@ from amigo_local.tui.widgets.record_log import RecordLog
 from tests.support.command_line import amigo
 from tests.support.pinned_session import NOW, RUN, Answer, PinnedSession
 from tests.support.tiny_run import write_tiny_run
-from tests.support.tui_driving import driven, screen_text, until
+from tests.support.tui_driving import driven, headless, screen_text, until
 
 LONG = (
     "train.max_steps=100000",
@@ -142,7 +142,7 @@ def chain(*recipes: str) -> list[Record]:
 def shown(session: Following, body: Callable[[AmigoApp, Pilot[None]], Awaitable[None]], size: tuple[int, int]) -> None:
     async def run() -> None:
         app = AmigoApp(session, screen="train")
-        async with app.run_test(size=size) as pilot:
+        async with headless(app, size) as pilot:
             await until(pilot, lambda: session.run is not None)
             await pilot.pause()
             await body(app, pilot)

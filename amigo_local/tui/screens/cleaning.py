@@ -28,7 +28,7 @@ class Cleaning(ModalScreen[str]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss('')", "Leave all"),
+        Binding("escape", "leave", "Leave all"),
         Binding("y", "free", "Free it"),
         Binding("a", "older(True)", "Older runs too"),
         Binding("a", "older(False)", "Without older runs"),
@@ -84,9 +84,14 @@ class Cleaning(ModalScreen[str]):
                 return not self._freeing and self._bytes is not None and bool(self.query_one(TableView).shown)
             case "older", (older,):
                 return not self._freeing and older != self._all
-            case "dismiss", _:
+            case "leave", _:
                 return not self._freeing
         return super().check_action(action, parameters)
+
+    def action_leave(self) -> None:
+        """What is still looked for finds no screen to be shown on."""
+        self.workers.cancel_node(self)
+        self.dismiss("")
 
     def action_older(self, older: bool) -> None:
         self._all = older

@@ -18,8 +18,9 @@ from amigo_local.data.votes import Choice, Vote, append_vote
 from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
 from amigo_local.domain.events import GenerationFinished, Note, StageFailed, TokenGenerated
 from amigo_local.presentation.run_models import models_of
+from amigo_local.presentation.visible_text import visible
 from amigo_local.tui.asking import Asked
-from amigo_local.tui.comparison import VERDICTS, Comparison, Side, brief
+from amigo_local.tui.comparison import VERDICTS, Comparison, Side, Talk, brief
 from amigo_local.tui.prompt_set import PromptSet, newest_prompts
 from amigo_local.tui.saved_state import CompareState
 from amigo_local.tui.screens.ask_text import AskText
@@ -30,11 +31,17 @@ from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.model_rows import short_name
 from amigo_local.tui.widgets.prompt_box import PromptBox
 
+_ASKED_CHARACTERS = 1000
+"""Of a prompt, above its answers."""
+_SAID_NOTHING = "it said nothing"
+
 
 class CompareScreen(AmigoScreen):
     NAME = "compare"
     DEFAULT_CSS = """
     CompareScreen {
+        #asked { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; display: none; }
+        &.-high #asked.shown { display: block; }
         #about { height: auto; max-height: 2; padding: 0 1; }
         #note { width: 1fr; height: auto; min-height: 1; color: $text-muted; padding-right: 2; }
         #standing { width: auto; max-width: 60%; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -78,6 +85,7 @@ class CompareScreen(AmigoScreen):
         self.prompt_set = PromptSet()
 
     def body(self) -> ComposeResult:
+        yield Static(id="asked", markup=False)
         with Horizontal(id="about"):
             yield Static(id="note", markup=False)
             yield Static(id="standing", markup=False)
@@ -104,6 +112,14 @@ class CompareScreen(AmigoScreen):
     def models(self) -> list[str]:
         return [ref for ref in (self.state.left, self.state.right) if ref]
 
+    def on_mount(self) -> None:
+        """What was said when the app was closed is there again."""
+        if not self.comparison.take_up(self.state.talk):
+            self._redraw()
+            self._unfinished("failed")
+        elif self.comparison.sides:
+            self._redraw()
+
     def shown(self) -> None:
         if not self.models and self.session.run:
             self.state.left, self.state.right = (*models_of(self.session.run), "", "")[:2]
@@ -123,8 +139,18 @@ class CompareScreen(AmigoScreen):
             else:
                 view.show_model(self._short(chosen) if chosen else "no model")
                 view.say("" if chosen else self._how_to_choose("mM"[place]), "" if chosen else "waiting")
+        self._show_asked()
         self._show_standing()
         self.refresh_bindings()
+
+    def _show_asked(self) -> None:
+        """The first line of what the answers are to."""
+        prompt = visible(self.comparison.prompt).strip()
+        first, _, more = prompt.partition("\n")
+        asked = self.query_one("#asked", Static)
+        asked.set_class(bool(prompt), "shown")
+        asked.update(Content.assemble(("› ", "$primary"), first[:_ASKED_CHARACTERS], " …" if more else ""))
+        asked.tooltip = Content(prompt[:_ASKED_CHARACTERS]) if more else None
 
     def _how_to_choose(self, key: str) -> str:
         return f"{'escape, then ' if self.box.has_focus else ''}{key} chooses a model"
@@ -154,7 +180,13 @@ class CompareScreen(AmigoScreen):
             view.clear()
             view.append(side.text)
             view.finish(side.finished)
+            if side.finished and not side.text:
+                view.say(_SAID_NOTHING)
         self._show_all()
+
+    def _remember(self) -> None:
+        self.state.talk = self.comparison.kept()
+        self.run_worker(asyncio.to_thread(self.session.save), group="keep")
 
     # -- Asking
 
@@ -181,6 +213,7 @@ class CompareScreen(AmigoScreen):
             view.say("waiting for the first word", "waiting")
         self._note = ""
         self._show_all()
+        self._remember()
         failures = [await self._stream(params)]
         if failures[0] and failures[0].exit_code != EXIT_CANCELLED and (rest := comparison.ask_the_rest()):
             self._mark_unfinished("failed", comparison.sides[:1])
@@ -190,12 +223,11 @@ class CompareScreen(AmigoScreen):
         if not whole:
             comparison.reveal()
             cancelled = failed is not None and failed.exit_code == EXIT_CANCELLED
-            self._mark_unfinished("cancelled" if cancelled else "failed", comparison.sides)
-            if not self.box.text:
-                self.box.full_text = prompt
+            self._unfinished("cancelled" if cancelled else "failed")
             if failed and not cancelled:
                 self.amigo.show_failure(failed)
         self._show_all()
+        self._remember()
         if whole and not self.box.text and self.box.has_focus:
             self.action_to_answers()
 
@@ -218,7 +250,7 @@ class CompareScreen(AmigoScreen):
                 if place is None:
                     return
                 view = self.views[place]
-                view.say("" if view.text or isinstance(event, TokenGenerated) else "it said nothing")
+                view.say("" if view.text or isinstance(event, TokenGenerated) else _SAID_NOTHING)
                 if isinstance(event, TokenGenerated):
                     view.append(event.text)
                 else:
@@ -233,6 +265,12 @@ class CompareScreen(AmigoScreen):
             if not side.finished:
                 view.finish()
                 view.say("stopped" if how == "cancelled" else "not finished" if side.text else "no answer", how)
+
+    def _unfinished(self, how: State) -> None:
+        """The prompt is there to be asked again."""
+        self._mark_unfinished(how, self.comparison.sides)
+        if not self.box.text:
+            self.box.full_text = self.comparison.prompt
 
     def action_cancel(self) -> None:
         if self._asked:
@@ -253,6 +291,7 @@ class CompareScreen(AmigoScreen):
         else:
             comparison.vote = None
         self._show_all()
+        self._remember()
 
     @work(group="vote")
     async def action_take_back(self) -> None:
@@ -260,6 +299,7 @@ class CompareScreen(AmigoScreen):
         if vote and await self._keep(vote):
             self.comparison.vote = None
             self._show_all()
+            self._remember()
 
     async def _keep(self, vote: Vote) -> bool:
         try:
@@ -286,6 +326,7 @@ class CompareScreen(AmigoScreen):
         self.state.left, self.state.right = self.state.right, self.state.left
         self.comparison.swap()
         self._redraw()
+        self._remember()
 
     def action_blind(self) -> None:
         self.state.blind = not self.state.blind
@@ -299,12 +340,12 @@ class CompareScreen(AmigoScreen):
         self._show_standing()
 
     def _clear(self) -> None:
-        """Answers and conversation; not what is in the box."""
-        self.comparison.start_anew()
-        self.comparison.sides, self.comparison.vote = [], None
+        """Prompt, answers and conversation; not what is in the box."""
+        self.comparison.take_up(Talk())
         for view in self.views:
             view.clear()
         self._show_all()
+        self._remember()
 
     def action_step(self, by: int) -> None:
         """Puts the next prompt of the set into the box, or the one before."""

@@ -127,7 +127,8 @@ class DoctorScreen(AmigoScreen):
         async with self.batch():
             await found.remove_children()
             await found.mount_all([*map(Finding, _by_weight(notes)), *map(Facts, tables)])
-        found.call_after_refresh(found.scroll_to, y=place, animate=False)
+        if place:
+            found.call_after_refresh(found.scroll_to, y=place, animate=False)
         fixes = self._fixes()
         if fixes:
             again = next((finding for finding in fixes if finding.note.text == chosen), fixes[0])

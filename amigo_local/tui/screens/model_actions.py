@@ -95,7 +95,7 @@ class ModelActions(AmigoScreen):
 
         cut = self._cut_pull()
         params = PullParams(**cut) if cut else PullParams(tag="")
-        question = "Go on with the pull" if cut else "Pull a tag into Ollama"
+        question = "Pull a tag into Ollama" + (f"; {cut['tag']} goes on where it was cut" if cut else "")
         tags = [row.name for row in self.rows.values() if row.where == "Ollama"]
         asked = await self.app.push_screen_wait(
             VerbDialog(question, "Pull", params, ("tag", "insecure"), {"tag": tags})
