@@ -20,7 +20,14 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measuring import megabytes
-from tests.support.answered_keys import back_to_the_loop, palette_letters, prompt_letters, screens, timed
+from tests.support.answered_keys import (
+    back_to_the_loop,
+    first_visits,
+    palette_letters,
+    prompt_letters,
+    screens,
+    timed,
+)
 from tests.support.command_line import SCRIPT, environment
 from tests.support.flood import LAST_NOTE, begin, end_of, start_flood
 from tests.support.pty_program import PtyProgram
@@ -78,6 +85,13 @@ def show_keys(taken: dict[str, list[float]]) -> None:
         print(f"| {name} | {len(ms)} | {statistics.median(ms):.0f} | {percentile:.0f} | {ms[-1]:.0f} |")
 
 
+def measure_first_visits(home: Path) -> list[float]:
+    with PtyProgram([str(SCRIPT), "tui", "--screen", "loop"], SIZE, environment(home)) as app:
+        app.wait_for("Disk")
+        time.sleep(2)  # the screens' modules are read meanwhile
+        return first_visits(app)
+
+
 def measure_flood(home: Path, seconds: float) -> tuple[dict[str, list[float]], list[str]]:
     """Key times by name, and sentences about the rest."""
     taken, facts = {}, []
@@ -128,7 +142,10 @@ def main() -> None:
         paints = first_paints(programs, Path(folder), given.runs)
         show_first_paints(paints)
     with tempfile.TemporaryDirectory() as folder:
+        visits = measure_first_visits(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
         taken, facts = measure_flood(Path(folder), given.seconds)
+        taken = {"another screen, for the first time": visits, **taken}
         show_keys(taken)
         print("", *(f"- {fact}" for fact in facts), sep="\n")
     print(f"- targets: first screen {FIRST_PAINT_SECONDS} s, keys {1000 * KEY_SECONDS:.0f} ms; {os.cpu_count()} cores")

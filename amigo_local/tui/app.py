@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import ClassVar
 
-from textual import work
+from textual import events, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
@@ -24,20 +26,33 @@ from amigo_local.tui.themes import DARK, LIGHT, THEMES
 
 STATUS_SECONDS = 2.0
 NOTICE_SECONDS = 1.0
-SETTLED_SECONDS = 0.015
+SETTLED_SECONDS = 0.004
 UNDER_A_DIALOG_SECONDS = 0.5
+GC_THRESHOLDS = (1000, 10, 50)
+"""Rarer than Python's own for the oldest generation: one goes through everything and takes as long as a screen."""
+DRAWN_SECONDS, HELD_SECONDS = 0.1, 0.25
+"""In which a screen is, while a run's records wait; and how long they do when one follows upon the other."""
+TYPED_SECONDS, HELD_BY_A_DIALOG_SECONDS = 0.3, 2.0
+"""In which any key is answered; and how long records wait for keys to a dialog, whose background is drawn with them."""
 
 
 def _screen_factory(name: str) -> Callable[[], Screen[None]]:
-    """A screen is imported when it is first shown: the first one then paints sooner."""
-
     def make() -> Screen[None]:
-        from importlib import import_module
-
-        screen: Screen[None] = import_module(f"amigo_local.tui.screens.{name}").SCREEN()
+        screen: Screen[None] = _screen_module(name).SCREEN()
         return screen
 
     return make
+
+
+def _screen_module(name: str) -> ModuleType:
+    return import_module(f"amigo_local.tui.screens.{name}")
+
+
+def _import_screens() -> None:
+    """Those that don't show yet: the first one then paints sooner, and each of them when it is wanted."""
+    for name in SCREENS:
+        _screen_module(name)
+    gc.freeze()
 
 
 class AmigoApp(App[None]):
@@ -87,7 +102,9 @@ class AmigoApp(App[None]):
         # What is there now stays: without it in every collection, a key never waits for one.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         self.run_worker(self._open_session(), name="session")
+        self.run_worker(_import_screens, name="screens", thread=True)
         self.set_interval(STATUS_SECONDS, self._measure)
         self.set_interval(NOTICE_SECONDS, self.session.notice)
 
@@ -139,6 +156,12 @@ class AmigoApp(App[None]):
             for screen in self._amigo_screens():
                 screen.machine_measured(measured)
 
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Key):
+            above = not isinstance(self.screen, AmigoScreen)
+            self.session.hold(TYPED_SECONDS, at_most=HELD_BY_A_DIALOG_SECONDS if above else 0.0)
+        await super().on_event(event)
+
     # -- Failures
 
     def show_failure(self, failure: StageFailed | AmigoError) -> None:
@@ -166,6 +189,7 @@ class AmigoApp(App[None]):
         if len(self.screen_stack) > 1:
             return  # a dialog wants its answer first
         self.session.saved.screen = name
+        self.session.hold(DRAWN_SECONDS, at_most=HELD_SECONDS)
         self.hide_failure()
         self.switch_mode(name)
 
@@ -190,8 +214,9 @@ class AmigoApp(App[None]):
         """Asks first when something is going on that it began or follows; told again, it leaves that running."""
         from amigo_local.tui.screens.leaving import Leaving
 
-        if self.session.live and self.session.run and not isinstance(self.screen, Leaving):
-            self.push_screen(Leaving(self.session.run), self._leave)
+        run = self.session.run
+        if run and self.session.live and self.session.is_live(run.run_id) and not isinstance(self.screen, Leaving):
+            self.push_screen(Leaving(run), self._leave)
         else:
             self._leave("leave")
 

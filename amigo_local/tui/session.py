@@ -32,7 +32,9 @@ POLL_SECONDS = 0.1
 TELL_SECONDS = 0.2
 LIVENESS_SECONDS = 0.5
 SLICE_SECONDS = 0.004
-"""Applying records in one go, before keys get their turn, which is as long."""
+"""Applying records in one go, before others get their turn, which is as long while a key is being answered."""
+BREATH_SECONDS = 0.0005
+"""Their turn while no key is."""
 SLICE_BYTES = 1 << 15
 """Of a journal, about a hundred records."""
 
@@ -67,6 +69,7 @@ class Session:
         self._pool = RunnerPool(home / "cache" / "runners.log")
         self._following: asyncio.Task[None] | None = None
         self._beginning: tuple[RunRequest, asyncio.Task[str]] | None = None
+        self._held_until = self._held_at_most = 0.0
 
     # -- Verbs that are answered
 
@@ -192,23 +195,32 @@ class Session:
     async def _follow(self, run_id: str, state: RunState) -> None:
         folder = self.workspace.runs_dir / run_id
         follower = JournalFollower(folder / JOURNAL_NAME)
-        told, looked, seen, was_live = 0.0, 0.0, -1, self.live
+        told, looked, applied, seen, was_live = 0.0, 0.0, 0.0, -1, self.live
         fresh: list[Record] = []
         while self.run is state:
             until, more = time.monotonic() + SLICE_SECONDS, True
+            if until < min(self._held_until, applied + self._held_at_most):
+                await asyncio.sleep(SLICE_SECONDS)
+                continue
             while more and time.monotonic() < until:
                 more = bool(records := follower.poll(SLICE_BYTES))
                 for record in records:
                     state.apply(record)
                 fresh += [record for record in records if not isinstance(record.event, Progress | TokenGenerated)]
-            now = time.monotonic()
+            applied = now = time.monotonic()
             if now - looked >= LIVENESS_SECONDS:
                 looked, self.live = now, is_alive(folder)
             if now - told >= TELL_SECONDS and (state.records != seen or self.live != was_live):
                 told, seen, was_live = now, state.records, self.live
                 self.on_update(state, fresh)
                 fresh = []
-            await asyncio.sleep(SLICE_SECONDS if more else POLL_SECONDS)
+            pause = SLICE_SECONDS if now < self._held_until else BREATH_SECONDS
+            await asyncio.sleep(pause if more else POLL_SECONDS)
+
+    def hold(self, seconds: float, at_most: float = 0.0) -> None:
+        """A key is answered in the next `seconds`: new records of the run take half of that time at most; none, until
+        they have waited `at_most` seconds for this and the keys before it."""
+        self._held_until, self._held_at_most = time.monotonic() + seconds, at_most
 
     async def _stop_following(self) -> None:
         following, self._following = self._following, None

@@ -39,7 +39,9 @@ def prompt_letters(app: PtyProgram) -> Iterator[float]:
 def _echoes(app: PtyProgram) -> Iterator[float]:
     for letter in itertools.cycle(_LETTERS):
         if letter == _LETTERS[0]:
-            _until_answered(app, f"{_TO_THE_START}ѫ", "ѫ")
+            app.write(_TO_THE_START)
+            time.sleep(0.1)  # Textual does what is bound to a key after it has typed the letter that came with it
+            _until_answered(app, "ѫ", "ѫ")
         yield _answer(app, letter, letter)
         time.sleep(_BETWEEN_SECONDS)
 
@@ -52,6 +54,15 @@ def screens(app: PtyProgram) -> Iterator[float]:
         back = _answer(app, *LOOP_SCREEN)
         time.sleep(_BETWEEN_SECONDS)
         yield max(there, back)
+
+
+def first_visits(app: PtyProgram) -> list[float]:
+    """Seconds from a digit to its screen, which is made for it; of all but the Loop screen, which shows."""
+    taken = []
+    for digit in "2345678":
+        taken.append(_answer(app, digit, LOOP_SCREEN[1]))
+        time.sleep(0.5)  # it asks for what it is to show
+    return taken
 
 
 def back_to_the_loop(app: PtyProgram) -> None:

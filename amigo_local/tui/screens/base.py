@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from textual import events
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -43,8 +44,15 @@ class AmigoScreen(Screen[None]):
         Binding("escape", "leave_field", "Leave field"),
         Binding("escape", "hide_failure", "Dismiss", show=False),
     ]
+    _styled_for = ""
+    """Theme: styles are made anew for another one only."""
     SHOWS_MACHINE = False
     """Whether it wants to hear of the machine: asking wakes a graphics card that sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Textual makes the styles of all that is shown anew, twice, for a screen that doesn't know of the theme in use.
+        self._css_update_count = self.app._css_update_count
 
     @property
     def amigo(self) -> AmigoApp:
@@ -60,11 +68,18 @@ class AmigoScreen(Screen[None]):
         yield FailureBar()
         yield KeyFooter()
 
+    def _compositor_refresh(self) -> None:
+        """Textual draws a whole screen also where it then throws it away, as it does when a screen is changed."""
+        if not self.app._batch_count:
+            super()._compositor_refresh()
+
     def body(self) -> ComposeResult:
         """What lies between the bar of screens and the footer."""
         yield from ()
 
-    def on_screen_resume(self) -> None:
+    def on_screen_resume(self, event: events.ScreenResume) -> None:
+        event.refresh_styles = self._styled_for != self.app.theme
+        self._styled_for = self.app.theme
         state = self.session.run
         if state:
             self._tell_bar(state)

@@ -111,14 +111,14 @@ class TrainScreen(AmigoScreen):
         return found[-1] if found else None
 
     def shown(self) -> None:
-        self._draw()
+        self._draw(back=True)
 
     def run_updated(self, state: RunState, records: list[Record]) -> None:
         super().run_updated(state, records)
         if self._past is None:
             self._draw()
 
-    def _draw(self) -> None:
+    def _draw(self, *, back: bool = False) -> None:
         state, stage = self.state, self.stage
         self.set_class(stage is None, "-empty")
         past = self.query_one("#past", Static)
@@ -133,7 +133,7 @@ class TrainScreen(AmigoScreen):
             facts = training_facts(stage)
             for widget in self.query(TrainingFacts):
                 widget.show(facts)
-            self.query_one(TrainingCurves).show(state.trainings, stage)
+            self.query_one(TrainingCurves).show(state.trainings, stage, back=back)
             self._log(state, stage)
         else:
             running = state.running if state and self.live else None

@@ -39,6 +39,9 @@ def fitted(text: str, width: int, right: bool = False) -> str:
 def folded(text: str, width: int) -> Iterator[str]:
     """Lines of at most `width` cells, broken between words where that is possible."""
     for line in text.split("\n"):
+        if cell_len(line) <= width:
+            yield line.rstrip()
+            continue
         row = ""
         for word in re.findall(r"\s*\S+", line):
             if row and cell_len(row) + cell_len(word) > width:

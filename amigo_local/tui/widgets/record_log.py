@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rich.segment import Segment
 from rich.style import Style
@@ -51,6 +51,14 @@ class Entry:
     tone: Tone
 
 
+class _Line(NamedTuple):
+    """A line of an entry, as it is wrapped; it is laid out once it is in sight."""
+
+    entry: Entry
+    text: str
+    is_first: bool
+
+
 class RecordLog(ScrollView, can_focus=True):
     DEFAULT_CSS = """
     RecordLog {
@@ -63,7 +71,7 @@ class RecordLog(ScrollView, can_focus=True):
         self._stage_width = _STAGE + 1 if with_stage else 0
         self._entries: deque[tuple[Entry, int]] = deque()
         """With how many lines each takes."""
-        self._lines: deque[Strip] = deque()
+        self._lines: deque[_Line] = deque()
         self._most = most_entries
         self._going_on: Entry | None = None
         self._width = 0
@@ -102,12 +110,12 @@ class RecordLog(ScrollView, can_focus=True):
     @property
     def texts(self) -> list[str]:
         """Every line as it is shown."""
-        return [strip.text.rstrip() for strip in [*self._lines, *self._tail()]]
+        return [self._strip(line).text.rstrip() for line in [*self._lines, *self._tail()]]
 
     # -- Lines
 
     def _append(self, entry: Entry) -> None:
-        lines = list(self._wrapped(entry)) if self._width else []
+        lines = self._wrapped(entry) if self._width else []
         self._entries.append((entry, len(lines)))
         self._lines.extend(lines)
         while len(self._entries) > self._most:
@@ -116,21 +124,27 @@ class RecordLog(ScrollView, can_focus=True):
             for _ in range(gone):
                 self._lines.popleft()
 
-    def _wrapped(self, entry: Entry) -> Iterator[Strip]:
-        clock = "" if entry.time is None else time.strftime("%H:%M:%S", time.localtime(entry.time))
-        before = 9 if self._width >= _ROOMY else 6
-        muted, ink = self._muted, self._tone_style(entry.tone)
-        room = max(10, self._width - before - self._stage_width)
-        rows = list(folded(visible(entry.text[:_MOST_CHARACTERS]), room))
-        for place, row in enumerate(rows):
-            first = place == 0
-            yield Strip(
-                [
-                    Segment(fitted(clock[: before - 1] if first else "", before), muted),
-                    Segment(fitted(fitted(entry.stage if first else "", _STAGE), self._stage_width), muted),
-                    Segment(row, ink),
-                ]
-            )
+    @property
+    def _clock_width(self) -> int:
+        return 9 if self._width >= _ROOMY else 6
+
+    def _wrapped(self, entry: Entry) -> list[_Line]:
+        room = max(10, self._width - self._clock_width - self._stage_width)
+        rows = folded(visible(entry.text[:_MOST_CHARACTERS]), room)
+        return [_Line(entry, row, place == 0) for place, row in enumerate(rows)]
+
+    def _strip(self, line: _Line) -> Strip:
+        entry, clock, stage, before = line.entry, "", "", self._clock_width
+        if line.is_first:
+            stage = entry.stage
+            clock = "" if entry.time is None else time.strftime("%H:%M:%S", time.localtime(entry.time))
+        return Strip(
+            [
+                Segment(fitted(clock[: before - 1], before), self._muted),
+                Segment(fitted(fitted(stage, _STAGE), self._stage_width), self._muted),
+                Segment(line.text, self._tone_style(entry.tone)),
+            ]
+        )
 
     def _tone_style(self, kind: Tone) -> Style:
         if kind == "plain":
@@ -139,8 +153,8 @@ class RecordLog(ScrollView, can_focus=True):
             return self._muted
         return Style(color=Color.parse(self.app.theme_variables[_COLORS[kind]]).rich_color)
 
-    def _tail(self) -> list[Strip]:
-        return [next(self._wrapped(self._going_on))] if self._going_on and self._width else []
+    def _tail(self) -> list[_Line]:
+        return self._wrapped(self._going_on)[:1] if self._going_on and self._width else []
 
     # -- Showing
 
@@ -176,10 +190,10 @@ class RecordLog(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         place = y + self.scroll_offset.y
         if place < len(self._lines):
-            strip = self._lines[place]
+            strip = self._strip(self._lines[place])
         else:
             tail = self._tail()
-            strip = tail[0] if tail and place == len(self._lines) else Strip([])
+            strip = self._strip(tail[0]) if tail and place == len(self._lines) else Strip([])
         return strip.adjust_cell_length(self.size.width, self.rich_style).apply_style(self.rich_style)
 
 

@@ -16,6 +16,7 @@ from amigo_local.tui.widgets.curves import Curve, Curves
 
 _SECONDS = 0.5
 """Between two drawings of a training that goes on."""
+_BACK_SECONDS = 0.08
 _TRAIN, _EVALUATION, _SPEED, _MEMORY, _PEAK = 0, 1, 2, 3, 5
 """Places among the theme's colours."""
 
@@ -45,11 +46,13 @@ class TrainingCurves(Vertical):
             yield Curves("tok/s", "{:,.0f}".format, from_zero=True, id="speed", empty="")
             yield Curves("memory", "{:.4g}".format, from_zero=True, id="memory", empty="")
 
-    def show(self, trainings: Sequence[StageState], chosen: StageState | None) -> None:
+    def show(self, trainings: Sequence[StageState], chosen: StageState | None, *, back: bool = False) -> None:
         """Those of `chosen` in full, of the others the loss. Drawn at once when another one is chosen, else some time
-        after the last drawing."""
+        after the last drawing. back: the screen has come back; it shows at once as it was, then with these."""
         self._wanted = trainings, chosen
-        if self._resting is None or chosen is not self._chosen:
+        if chosen is self._chosen and (self._resting or back):
+            self._resting = self._resting or self.set_timer(_BACK_SECONDS, self._rested)
+        else:
             self._chosen = chosen
             self._draw()
             self._resting = self._resting or self.set_timer(_SECONDS, self._rested)
