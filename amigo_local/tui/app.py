@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -28,20 +30,13 @@ STATUS_SECONDS = 2.0
 NOTICE_SECONDS = 1.0
 SETTLED_SECONDS = 0.004
 UNDER_A_DIALOG_SECONDS = 0.5
+QUIET_SECONDS = 0.5
 GC_THRESHOLDS = (1000, 10, 50)
 """Rarer than Python's own for the oldest generation: one goes through everything and takes as long as a screen."""
 DRAWN_SECONDS, HELD_SECONDS = 0.1, 0.25
 """In which a screen is, while a run's records wait; and how long they do when one follows upon the other."""
 TYPED_SECONDS, HELD_BY_A_DIALOG_SECONDS = 0.3, 2.0
 """In which any key is answered; and how long records wait for keys to a dialog, whose background is drawn with them."""
-
-
-def _screen_factory(name: str) -> Callable[[], Screen[None]]:
-    def make() -> Screen[None]:
-        screen: Screen[None] = _screen_module(name).SCREEN()
-        return screen
-
-    return make
 
 
 def _screen_module(name: str) -> ModuleType:
@@ -52,13 +47,11 @@ def _import_screens() -> None:
     """Those that don't show yet: the first one then paints sooner, and each of them when it is wanted."""
     for name in SCREENS:
         _screen_module(name)
-    gc.freeze()
 
 
 class AmigoApp(App[None]):
     TITLE = "amigo-local"
     CSS = "CommandPalette SearchIcon { display: none; }"  # an emoji
-    MODES: ClassVar[dict[str, str | Callable[[], Screen[None]]]] = {name: _screen_factory(name) for name in SCREENS}
     DEFAULT_MODE = "loop"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
@@ -73,6 +66,11 @@ class AmigoApp(App[None]):
     def __init__(self, session: Session, screen: str = "") -> None:
         super().__init__()
         self.session = session
+        self._screens: dict[str, Screen[None]] = {}
+        self._keyed = 0.0
+        """Monotonic seconds of the last key."""
+        for name in SCREENS:
+            self.add_mode(name, partial(self._screen, name))
         self._safe_lines = SafeLines()
         self.machine: MachineMeasured | None = None
         self.failure: StageFailed | None = None
@@ -104,9 +102,25 @@ class AmigoApp(App[None]):
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         self.run_worker(self._open_session(), name="session")
-        self.run_worker(_import_screens, name="screens", thread=True)
+        self.run_worker(self._make_screens(), name="screens")
         self.set_interval(STATUS_SECONDS, self._measure)
         self.set_interval(NOTICE_SECONDS, self.session.notice)
+
+    def _screen(self, name: str) -> Screen[None]:
+        if name not in self._screens:
+            self._screens[name] = _screen_module(name).SCREEN()
+        return self._screens[name]
+
+    async def _make_screens(self) -> None:
+        """Ahead, while no keys come, so that each is there at once when it is first wanted."""
+        await asyncio.to_thread(_import_screens)
+        for name in SCREENS:
+            while time.monotonic() < self._keyed + QUIET_SECONDS:
+                await asyncio.sleep(QUIET_SECONDS / 4)
+            if name not in self._screens:
+                _, made = self._get_screen(self._screen(name))
+                await made
+        gc.freeze()
 
     async def _open_session(self) -> None:
         await self.session.warm()
@@ -158,6 +172,7 @@ class AmigoApp(App[None]):
 
     async def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Key):
+            self._keyed = time.monotonic()
             above = not isinstance(self.screen, AmigoScreen)
             self.session.hold(TYPED_SECONDS, at_most=HELD_BY_A_DIALOG_SECONDS if above else 0.0)
         await super().on_event(event)

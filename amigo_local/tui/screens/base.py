@@ -44,8 +44,6 @@ class AmigoScreen(Screen[None]):
         Binding("escape", "leave_field", "Leave field"),
         Binding("escape", "hide_failure", "Dismiss", show=False),
     ]
-    _styled_for = ""
-    """Theme: styles are made anew for another one only."""
     SHOWS_MACHINE = False
     """Whether it wants to hear of the machine: asking wakes a graphics card that sleeps."""
 
@@ -53,6 +51,8 @@ class AmigoScreen(Screen[None]):
         super().__init__()
         # Textual makes the styles of all that is shown anew, twice, for a screen that doesn't know of the theme in use.
         self._css_update_count = self.app._css_update_count
+        self._styled_for = self.app.theme
+        """Styles are made anew for another theme only."""
 
     @property
     def amigo(self) -> AmigoApp:
