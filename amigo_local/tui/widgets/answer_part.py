@@ -12,12 +12,13 @@ from textual.visual import RenderOptions
 from textual.widget import Widget
 
 from amigo_local.tui.widgets.answer_markdown import AnswerMarkdown
+from amigo_local.tui.widgets.ground import Ground
 
 _PADDING = 1
 _NOT_WRAPPED: RulesMap = {"text_wrap": "nowrap", "text_overflow": "clip"}
 
 
-class AnswerPart(Widget):
+class AnswerPart(Ground, Widget):
     """Markdown set for the width that there is; of its lines only those in sight are drawn."""
 
     DEFAULT_CSS = """
@@ -66,13 +67,13 @@ class AnswerPart(Widget):
         width = self.content_size.width
         lines = self.lines(width) if width else []
         if y >= len(lines):
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self.ground)
         line = lines[y]
         if (selection := self.text_selection) and (span := selection.get_span(y)):
             chosen = Style.from_styles(self.screen.get_component_styles("screen--selection"))
             line = line.stylize(chosen, span[0], len(line.plain) if span[1] == -1 else span[1])
         strip, *_ = line.render_strips(width, 1, self.visual_style, RenderOptions(self._get_style, _NOT_WRAPPED))
-        return strip.adjust_cell_length(width, self.rich_style).apply_offsets(0, y)
+        return strip.adjust_cell_length(width, self.ground).apply_offsets(0, y)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         text = "\n".join(line.plain.rstrip() for line in self.lines(self.content_size.width))

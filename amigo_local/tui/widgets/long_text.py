@@ -14,12 +14,13 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from amigo_local.presentation.visible_text import visible
+from amigo_local.tui.widgets.ground import Ground
 
 _MEASURED = 4000
 """Characters of a line that are measured one by one; a longer one that isn't plain is cut as if all were wide."""
 
 
-class LongText(ScrollView, can_focus=True):
+class LongText(Ground, ScrollView, can_focus=True):
     """Lines are broken at the width, wherever that is."""
 
     DEFAULT_CSS = "LongText { height: 1fr; overflow-x: hidden; overflow-y: scroll; scrollbar-size-vertical: 1; }"
@@ -50,7 +51,7 @@ class LongText(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         place, width = y + self.scroll_offset.y, self.size.width
         text = self._rows[place] if place < len(self._rows) else ""
-        return Strip([Segment(text, self.rich_style)]).adjust_cell_length(width, self.rich_style)
+        return Strip([Segment(text, self.ground)]).adjust_cell_length(width, self.ground)
 
 
 def _pieces(line: str, width: int) -> Iterator[str]:

@@ -29,6 +29,7 @@ from amigo_local.domain.events import (
 )
 from amigo_local.presentation.sentences import sentence
 from amigo_local.presentation.visible_text import visible
+from amigo_local.tui.widgets.ground import Ground
 from amigo_local.tui.widgets.ink import fitted, folded
 
 MOST_ENTRIES = 2000
@@ -59,7 +60,7 @@ class _Line(NamedTuple):
     is_first: bool
 
 
-class RecordLog(ScrollView, can_focus=True):
+class RecordLog(Ground, ScrollView, can_focus=True):
     DEFAULT_CSS = """
     RecordLog {
         height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; overflow-y: auto; scrollbar-gutter: stable;
@@ -194,7 +195,7 @@ class RecordLog(ScrollView, can_focus=True):
         else:
             tail = self._tail()
             strip = self._strip(tail[0]) if tail and place == len(self._lines) else Strip([])
-        return strip.adjust_cell_length(self.size.width, self.rich_style).apply_style(self.rich_style)
+        return strip.adjust_cell_length(self.size.width, self.ground).apply_style(self.ground)
 
 
 def tone(record: Record) -> Tone:

@@ -19,6 +19,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from amigo_local.tui.widgets.ground import Ground
 from amigo_local.tui.widgets.ink import fitted
 
 _GAP = 2
@@ -35,7 +36,7 @@ class Heading:
     """Cells that its longest text takes."""
 
 
-class RowList(ScrollView, can_focus=True):
+class RowList(Ground, ScrollView, can_focus=True):
     """Gets texts, tells places. The headings stay while the rows scroll."""
 
     DEFAULT_CSS = """
@@ -184,8 +185,8 @@ class RowList(ScrollView, can_focus=True):
             return self._line(names, style).crop_extend(left, left + width, style)
         row = top + y - 1
         if row >= len(self.rows):
-            return Strip.blank(width, self.rich_style)
-        style = self.rich_style
+            return Strip.blank(width, self.ground)
+        style = self.ground
         if row == self.cursor:
             style = style + self.get_component_rich_style("row-list--cursor")
         return self._line(self.rows[row], style).crop_extend(left, left + width, style)
