@@ -26,13 +26,15 @@ from amigo_local.domain.events import RunFinished
 from amigo_local.domain.settings import ProgramSettings
 from amigo_local.engine.journal import read_journal
 from amigo_local.tui.app import AmigoApp
+from amigo_local.tui.saved_state import CompareState
 from amigo_local.tui.session import Session
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.browser import Browser
 from tests.support.ollama_runtime import prepare_runtime
 from tests.support.ollama_server import RealOllama
-from tests.support.tui_driving import screen_text, until
+from tests.support.served_app import Served
+from tests.support.tui_driving import headless, screen_text, until
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -78,6 +80,7 @@ def main() -> None:
         environment |= {"TZ": "UTC", "OMP_NUM_THREADS": "1", "HOME": str(SHOWN_AS)}
         mounted = ["bwrap", "--dev-bind", "/", "/", "--bind", str(STAGE), str(SHOWN_AS), "--chdir", str(SHOWN_AS)]
         subprocess.run([*mounted, sys.executable, str(Path(__file__)), "--draw"], env=environment, check=True)
+        _take_web(server)
     _to_png(sorted((STAGE / "svg").glob("*.svg")))
 
 
@@ -101,9 +104,23 @@ def _to_png(drawings: Sequence[Path]) -> None:
         with Browser((round(width), round(height))) as browser:
             browser.open(drawing.as_uri())
             browser.screenshot(png)
-        few = Image.open(png).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
-        few.save(IMAGES / f"{drawing.stem}.png", optimize=True)
-        print(IMAGES / f"{drawing.stem}.png")
+        _keep(png)
+
+
+def _take_web(server: RealOllama) -> None:
+    """What was compared last is there again, in a browser too."""
+    with Served(STAGE / "amigo", "--screen", "compare", ollama=server.url) as served, Browser((1280, 800)) as browser:
+        browser.open(served.url)
+        browser.wait_for(lambda: browser.received.count(" tok/s") >= 2, 60)
+        time.sleep(1)  # what it has received is drawn
+        browser.screenshot(STAGE / "web.png")
+    _keep(STAGE / "web.png")
+
+
+def _keep(png: Path) -> None:
+    few = Image.open(png).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
+    few.save(IMAGES / png.name, optimize=True)
+    print(IMAGES / png.name)
 
 
 # -- Inside of the mount
@@ -149,7 +166,7 @@ async def _take_all(home: Path, finished: float) -> None:
     for left in (home / "runs" / run_id, *(home / "artifacts").glob("*.partial")):
         shutil.rmtree(left)
     async with _opened(home, lambda: finished + 120) as (app, pilot):
-        app.session.saved.compare.left, app.session.saved.compare.right = OLD, NEW
+        app.session.saved.compare = CompareState(left=OLD, right=NEW)
         for picture in AFTERWARDS:
             await _take(picture, app, pilot)
 
@@ -158,7 +175,7 @@ async def _take_all(home: Path, finished: float) -> None:
 async def _opened(home: Path, clock: Callable[[], float]) -> AsyncIterator[tuple[AmigoApp, Pilot[None]]]:
     session = Session(home, ProgramSettings(), clock=clock)
     app = AmigoApp(session)
-    async with app.run_test(size=SIZE) as pilot:
+    async with headless(app, SIZE) as pilot:
         yield app, pilot
     await session.close()
 

@@ -145,6 +145,11 @@ class Comparison:
         """Of the conversation so far."""
         return max((len(history) // 2 for history in self._conversation.values()), default=0)
 
+    @property
+    def turn(self) -> int:
+        """Which one the sides show, from 1 on; 0: none."""
+        return max((len(side.history) // 2 + 1 for side in self.sides), default=0)
+
     # -- Voting
 
     @property

@@ -11,6 +11,7 @@ from textual.pilot import Pilot
 from amigo_local.domain.events import GenerationFinished, Note, TokenGenerated
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.base import SCREENS
+from amigo_local.tui.themes import DARK, LIGHT
 from tests.support.pinned_session import PinnedSession
 
 ANSWERS = (
@@ -50,9 +51,13 @@ async def settled(pilot: Pilot[None]) -> None:
         same, last = (same + 1 if now == last else 0), now
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=["80x24", "120x40"])
+@pytest.mark.parametrize(
+    ("size", "theme"),
+    [((80, 24), DARK), ((120, 40), DARK), ((120, 40), LIGHT)],
+    ids=["80x24", "120x40", "120x40-light"],
+)
 @pytest.mark.parametrize("name", list(SCREENS))
-def test_screen(name: str, size: tuple[int, int], tmp_path: Path, snap_compare: object) -> None:
+def test_screen(name: str, size: tuple[int, int], theme: str, tmp_path: Path, snap_compare: object) -> None:
     async def before(pilot: Pilot[None]) -> None:
         app = pilot.app
         assert isinstance(app, AmigoApp)
@@ -63,6 +68,7 @@ def test_screen(name: str, size: tuple[int, int], tmp_path: Path, snap_compare: 
             await settled(pilot)
 
     session = PinnedSession(tmp_path, {"chat": chat})  # type: ignore[dict-item]  # a narrower list
+    session.saved.theme = theme
     session.saved.compare.left, session.saved.compare.right = "amigo-reasoner:12b", "amigo-coder:12b"
     app = AmigoApp(session)
     app.animation_level = "none"

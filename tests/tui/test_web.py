@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,45 +18,12 @@ from amigo_local.serving.ollama_server import OllamaServer
 from amigo_local.tui.saved_state import CompareState, SavedState, write_state
 from amigo_local.tui.web import is_loopback
 from tests.support.browser import Browser
-from tests.support.command_line import SCRIPT, amigo, environment
+from tests.support.command_line import amigo
 from tests.support.ollama_server import RealOllama
+from tests.support.served_app import Served
 from tests.support.tiny_gguf import write_tiny_llama
 
 ON_ITS_FIRST_SCREEN = "Doctor"
-
-
-class Served:
-    """`amigo-local tui --web` on a free port."""
-
-    def __init__(self, home: Path, *arguments: str, ollama: str | None = None) -> None:
-        self.process = subprocess.Popen(
-            [str(SCRIPT), "tui", "--web", "--port", "0", *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(home, ollama),
-            start_new_session=True,
-        )
-        assert self.process.stderr
-        line = self.process.stderr.readline()
-        assert line.startswith("amigo-local is at http://"), line + self.process.stderr.read()
-        self.url = line.split()[3].rstrip(";")
-        self.port = urlsplit(self.url).port
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def interrupt(self) -> int:
-        """As Ctrl-C does, which reaches the whole group."""
-        os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(20)
-
-    def __enter__(self) -> Served:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ class Cleaning(ModalScreen[str]):
         #what { height: auto; }
     }
     """
+    AUTO_FOCUS = "RowList"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Leave all"),
         Binding("y", "free", "Free it"),

@@ -165,8 +165,8 @@ class CompareScreen(AmigoScreen):
             parts.append("escape, then vote" if self.box.has_focus else "which is better?")
         elif comparison.vote:
             parts.append(f"voted: {self._verdict(comparison.vote)}")
-        if comparison.turns:
-            parts.append(f"turn {comparison.turns + 1}")
+        if comparison.turn > 1:
+            parts.append(f"turn {comparison.turn}")
         parts += [part for part in (str(self.prompt_set), "blind" if self.state.blind else "") if part]
         self.query_one("#standing", Static).update(Content(" · ".join(parts)))
         self.query_one("#note", Static).update(Content(brief(self._note)))

@@ -30,6 +30,7 @@ class PickRow(ModalScreen[str]):
         RowList { background: $surface; }
     }
     """
+    AUTO_FOCUS = "RowList"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]
 
     def __init__(

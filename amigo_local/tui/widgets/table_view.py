@@ -26,8 +26,9 @@ _LONGEST = 200
 """No column asks for more cells than this."""
 
 
-class FilterBox(Input):
-    """Escape empties it and gives the keys back to the rows; so do Enter and down, which keep what is typed."""
+class FilterBox(Input, can_focus=False):
+    """Takes keys once it is opened. Escape empties it and gives them back to the rows; so do Enter and down, which keep
+    what is typed."""
 
     class Left(Message):
         pass
@@ -36,6 +37,10 @@ class FilterBox(Input):
         Binding("escape", "leave(True)", "Clear filter"),
         Binding("enter,down", "leave(False)", "To the rows", show=False),
     ]
+
+    def open(self) -> None:
+        self.display = self.can_focus = True
+        self.focus()
 
     def action_leave(self, emptying: bool) -> None:
         if emptying:
@@ -227,9 +232,7 @@ class TableView(Vertical):
         self._arrange(self.current, self.rows.cursor)
 
     def action_filter(self) -> None:
-        box = self.query_one(FilterBox)
-        box.display = True
-        box.focus()
+        self.query_one(FilterBox).open()
 
     def on_input_changed(self, message: Input.Changed) -> None:
         message.stop()
@@ -238,8 +241,8 @@ class TableView(Vertical):
     def on_filter_box_left(self, message: FilterBox.Left) -> None:
         message.stop()
         box = self.query_one(FilterBox)
-        box.display = bool(box.value)
         self.rows.focus()
+        box.display = box.can_focus = bool(box.value)
 
     def focus_rows(self) -> None:
         self.rows.focus()
