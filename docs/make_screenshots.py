@@ -26,7 +26,7 @@ from amigo_local.domain.events import RunFinished
 from amigo_local.domain.settings import ProgramSettings
 from amigo_local.engine.journal import read_journal
 from amigo_local.tui.app import AmigoApp
-from amigo_local.tui.saved_state import CompareState
+from amigo_local.tui.saved_state import CompareState, EvaluateState
 from amigo_local.tui.session import Session
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -167,6 +167,7 @@ async def _take_all(home: Path, finished: float) -> None:
         shutil.rmtree(left)
     async with _opened(home, lambda: finished + 120) as (app, pilot):
         app.session.saved.compare = CompareState(left=OLD, right=NEW)
+        app.session.saved.evaluate = EvaluateState(refs=[OLD, NEW])
         for picture in AFTERWARDS:
             await _take(picture, app, pilot)
 

@@ -181,22 +181,28 @@ def _show(run_id: str, context: StageContext) -> None:
     context.note(f"{run_id}: amigo-local {record.title}")
     rows: list[tuple[Figure, ...]] = []
     made: list[Artifact] = []
+    recipe: dict[str, str] = {}
+    """Stage -> the one it is at work for, in a chain of several."""
     for line in read_journal(context.workspace.runs_dir / run_id / JOURNAL_NAME):
+        match line.event:
+            case StageStarted() | StageSkipped():
+                recipe[line.stage] = line.event.of
+        of = recipe.get(line.stage, "")
+        stage = f"{line.stage} of {of}" if of else line.stage
         match line.event:
             case StageFinished() as done:
                 path = done.artifact.path if done.artifact else None
-                rows.append((line.stage, "done", done.elapsed_seconds, done.peak_rss_bytes, path))
+                rows.append((stage, "done", done.elapsed_seconds, done.peak_rss_bytes, path))
                 made += [done.artifact] if done.artifact else []
             case StageSkipped() as skipped:
-                rows.append((line.stage, "was done", None, None, skipped.artifact.path))
+                rows.append((stage, "was done", None, None, skipped.artifact.path))
             case StageFailed() as failed:
-                rows.append((line.stage, f"failed: {failed.message}", None, None, None))
+                hint = f"; hint: {failed.hint}" if failed.hint else ""
+                rows.append((stage, f"failed: {failed.message}{hint}", None, None, None))
                 if failed.detail:
                     context.note(failed.detail.rstrip())
             case StageCancelled():
-                rows.append((line.stage, "cancelled", None, None, None))
-            case StageStarted():
-                pass
+                rows.append((stage, "cancelled", None, None, None))
     columns = (
         Column("stage"),
         Column("outcome"),

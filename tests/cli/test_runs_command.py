@@ -19,10 +19,15 @@ from amigo_local.domain.events import (
     RunFinished,
     RunPaused,
     RunStarted,
+    StageFailed,
     StageFinished,
+    StageStarted,
+    Table,
 )
+from amigo_local.domain.settings import ProgramSettings
 from amigo_local.engine.journal import JOURNAL_NAME, Journal
 from amigo_local.engine.lock import is_alive
+from amigo_local.engine.run_record import RunRecord, write_run
 from amigo_local.engine.workspace import Workspace
 from amigo_local.stages.runs import _superseded
 from tests.support.command_here import amigo_here, amigo_records_here
@@ -76,6 +81,29 @@ def test_a_run_took_what_it_worked_not_what_it_waited(tmp_path: Path) -> None:
             journal.append(Record("a", journal.next_seq, time, "pull", event))
     _, records = amigo_records_here(tmp_path, "runs", "ls")
     assert [row[3:] for row in records[0].event.rows] == [(45.0, "done")]  # type: ignore[union-attr]  # the table
+
+
+def test_what_is_shown_of_a_run_names_the_recipe_and_what_to_do(tmp_path: Path) -> None:
+    told: list[tuple[str, AnyEvent]] = [
+        ("run", RunStarted(verb="run", title="run all")),
+        ("train", StageStarted("a", "Refine", of="stage1")),
+        ("train", StageFinished(None, 2.0, 1)),
+        ("train", StageStarted("b", "Refine", of="stage2")),
+        ("train", StageFailed("no room", "a smaller rank", 3)),
+        ("run", StageFailed("it ends here", "", 3)),
+    ]
+    workspace = Workspace(tmp_path)
+    with Journal(workspace.runs_dir / "a" / JOURNAL_NAME) as journal:
+        write_run(workspace, RunRecord(run_id="a", verb="run", title="run all", params={}, settings=ProgramSettings()))
+        for stage, event in told:
+            journal.append(Record("a", journal.next_seq, 100.0, stage, event))
+    _, records = amigo_records_here(tmp_path, "runs", "show")
+    (table,) = [record.event for record in records if isinstance(record.event, Table)]
+    assert [row[:2] for row in table.rows] == [
+        ("train of stage1", "done"),
+        ("train of stage2", "failed: no room; hint: a smaller rank"),
+        ("run", "failed: it ends here"),
+    ]
 
 
 def test_a_run_left_alone_is_listed_paused_continued_and_watched_to_its_end(tmp_path: Path, server: SlowPull) -> None:

@@ -72,8 +72,14 @@ def test_a_failure_is_a_message_with_its_hint_and_details_on_demand(tmp_path: Pa
         await pilot.pause()
         bar = app.screen.query_one(FailureBar)
         assert bar.display and "no [b]such[/ model" in str(bar.content) and "amigo-local models ls" in str(bar.content)
+        assert "→ 2 Models" in str(bar.content)  # the command line's words, and where that is here
         await pilot.click(FailureBar)
         assert not bar.display
+        app.show_failure(InputError("it doesn't fit", "--set train.lora.rank=8 would fit"))
+        await pilot.press("3")
+        app.show_failure(InputError("it doesn't fit", "--set train.lora.rank=8 would fit"))
+        assert "→" not in str(app.screen.query_one(FailureBar).content)  # one is there already
+        await pilot.press("1")
         app.show_failure(InputError("no such model"))
         await pilot.press("escape")
         assert not bar.display

@@ -146,7 +146,7 @@ def _failed_run(params: Mapping[str, Any]) -> list[AnyEvent]:
         ("tokenizer", "done", 3.0, 500 << 20, "/home/mara/artifacts/tokenizer-c4cf"),
         ("prepare", f"failed: {_WRONG}", None, None, None),
     )
-    figures = tuple((f"figure_{place}", str(place)) for place in range(40))
+    figures = (("gguf", "/home/mara/a.gguf"), *((f"figure_{place}", str(place)) for place in range(40)))
     return [
         Note(f"{params['id']}: amigo-local run smoke"),
         Table("Stages", _STAGES, rows),
@@ -155,14 +155,14 @@ def _failed_run(params: Mapping[str, Any]) -> list[AnyEvent]:
 
 
 def test_a_failure_is_told_apart_from_one_that_the_run_went_on_after() -> None:
-    stages = _failed_run({"action": "show", "id": "a"})[1]
-    assert isinstance(stages, Table)
-    answer = run_answer([], [stages])
+    stages, figures = _failed_run({"action": "show", "id": "a"})[1:]
+    assert isinstance(stages, Table) and isinstance(figures, Table)
+    answer = run_answer([], [stages, figures])
     assert answer.failures == (f"prepare failed: {_WRONG}",)
     assert answer.overcome == ("tokenizer failed: no disk",)
     assert answer.stages is not None
     assert [row[1] for row in answer.stages.rows] == ["✗ failed", "✓ done", "✗ failed"]
-    assert answer.stages.rows[1][4] == "tokenizer-c4cf"
+    assert answer.stages.rows[1][4] == "tokenizer-c4cf" and answer.figures[0].rows[0] == ("gguf", "a.gguf")
     assert run_answer([], []).failures == ()
 
 

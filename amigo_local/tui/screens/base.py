@@ -15,6 +15,7 @@ from amigo_local.domain.errors import AmigoError
 from amigo_local.domain.events import MachineMeasured, Record, StageFailed
 from amigo_local.domain.run_state import RunState
 from amigo_local.engine.control import Command
+from amigo_local.tui.whereabouts import screen_for
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.key_footer import KeyFooter
 from amigo_local.tui.widgets.screen_bar import ScreenBar
@@ -126,7 +127,9 @@ class AmigoScreen(Screen[None]):
         return True
 
     def show_failure(self, failure: StageFailed) -> None:
-        self.query_one(FailureBar).show(failure)
+        screen = screen_for(failure.hint)
+        here = f"{list(SCREENS).index(screen) + 1} {screen.title()}" if screen and screen != self.NAME else ""
+        self.query_one(FailureBar).show(failure, here)
 
     def _tell_bar(self, state: RunState) -> None:
         self.query_one(ScreenBar).show_run(state, self.session.live)

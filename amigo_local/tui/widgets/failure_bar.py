@@ -20,10 +20,13 @@ class FailureBar(Static):
     FailureBar.shown { display: block; }
     """
 
-    def show(self, failure: StageFailed) -> None:
+    def show(self, failure: StageFailed, here: str = "") -> None:
+        """here: where in the app one does what the hint says."""
         text = Content.from_markup("[b $error]✗[/] $message", message=failure.message)
         if failure.hint:
             text = Content.assemble(text, "\n", Content.from_markup("[$warning]hint:[/] $hint", hint=failure.hint))
+        if here:
+            text += Content.from_markup("  [$accent]→ $here[/]", here=here)
         keys = "ctrl+e details · esc to dismiss" if failure.detail else "esc to dismiss"
         self.update(Content.assemble(text, Content.from_markup("  [dim]$keys[/]", keys=keys)))
         self.add_class("shown")

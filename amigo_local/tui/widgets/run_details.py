@@ -103,7 +103,11 @@ def run_answer(notes: Sequence[Note], tables: Sequence[Table]) -> RunAnswer:
         failures=tuple(messages[place] for place in range(since, len(rows))),
         overcome=tuple(messages[place] for place in range(since) if failed[place]),
         stages=Table(stages.title, stages.columns, tuple(map(_brief, rows))) if stages and rows else None,
-        figures=tuple(table for table in figures if table),
+        figures=tuple(
+            Table(table.title, table.columns, tuple((name, *map(_last_part, values)) for name, *values in table.rows))
+            for table in figures
+            if table
+        ),
         tracebacks=tuple(text for text in said if _TRACEBACK in text),
     )
 
@@ -121,8 +125,12 @@ def _brief(row: Sequence[Figure]) -> tuple[Figure, ...]:
     stage, outcome, *others = row
     word = str(outcome).partition(":")[0]
     glyph = GLYPHS["failed" if word == "failed" else "cancelled" if word == "cancelled" else "done"]
-    last = (value.rsplit("/", 1)[-1] if isinstance(value, str) and value.startswith("/") else value for value in others)
-    return stage, f"{glyph} {word}", *last
+    return stage, f"{glyph} {word}", *map(_last_part, others)
+
+
+def _last_part(value: Figure) -> Figure:
+    """Of a path, whose whole would fill the panel; `runs show` has it."""
+    return value.rsplit("/", 1)[-1] if isinstance(value, str) and value.startswith("/") else value
 
 
 def _said_wrong(answer: RunAnswer) -> list[Content]:
