@@ -31,8 +31,10 @@ NOTICE_SECONDS = 1.0
 SETTLED_SECONDS = 0.004
 UNDER_A_DIALOG_SECONDS = 0.5
 QUIET_SECONDS = 0.5
-GC_THRESHOLDS = (1000, 10, 50)
-"""Rarer than Python's own for the oldest generation: one goes through everything and takes as long as a screen."""
+GC_THRESHOLDS, COLLECT_SECONDS = (1000, 10, 1000), 10.0
+"""To collect the oldest generation takes 20 to 200 ms: it is done when nobody types, and not by the count."""
+_COLLECTED_FROM = 5
+"""Collections of the middle generation, 10,000 objects each."""
 DRAWN_SECONDS, HELD_SECONDS = 0.1, 0.25
 """In which a screen is, while a run's records wait; and how long they do when one follows upon the other."""
 TYPED_SECONDS, HELD_BY_A_DIALOG_SECONDS = 0.3, 2.0
@@ -105,6 +107,15 @@ class AmigoApp(App[None]):
         self.run_worker(self._make_screens(), name="screens")
         self.set_interval(STATUS_SECONDS, self._measure)
         self.set_interval(NOTICE_SECONDS, self.session.notice)
+        self.set_interval(COLLECT_SECONDS, self._collect)
+
+    @property
+    def _quiet(self) -> bool:
+        return time.monotonic() >= self._keyed + QUIET_SECONDS
+
+    def _collect(self) -> None:
+        if self._quiet and gc.get_count()[2] >= _COLLECTED_FROM:
+            gc.collect()
 
     def _screen(self, name: str) -> Screen[None]:
         if name not in self._screens:
@@ -115,7 +126,7 @@ class AmigoApp(App[None]):
         """Ahead, while no keys come, so that each is there at once when it is first wanted."""
         await asyncio.to_thread(_import_screens)
         for name in SCREENS:
-            while time.monotonic() < self._keyed + QUIET_SECONDS:
+            while not self._quiet:
                 await asyncio.sleep(QUIET_SECONDS / 4)
             if name not in self._screens:
                 _, made = self._get_screen(self._screen(name))
