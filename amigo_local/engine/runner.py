@@ -183,7 +183,7 @@ class Runner:
                 return folder
 
     def _run(self, stage: Stage, params: Params, title: str, resumed: bool) -> Outcome:
-        started = self._clock()
+        started = self._steering.seconds()
         artifact, error, code = None, None, EXIT_DONE
         if stage.is_journalled:
             with self._lock:
@@ -196,7 +196,8 @@ class Runner:
         if stage.is_journalled:
             with self._lock:
                 self._going = False
-                self._emit_always(stage.name, RunFinished(exit_code=code, elapsed_seconds=self._clock() - started))
+                elapsed = self._steering.seconds() - started
+                self._emit_always(stage.name, RunFinished(exit_code=code, elapsed_seconds=elapsed))
         return Outcome(code, self._run_id, artifact, error)
 
     def _run_chain(self, stage: Stage, params: Params) -> Artifact | None:

@@ -131,6 +131,7 @@ class AmigoApp(App[None]):
             if name not in self._screens:
                 _, made = self._get_screen(self._screen(name))
                 await made
+        gc.collect()
         gc.freeze()
 
     async def _open_session(self) -> None:

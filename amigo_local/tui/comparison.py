@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -33,6 +33,10 @@ class Side(msgspec.Struct, eq=False):
         return self.said[0]
 
 
+Ended = Literal["", "running", "cancelled", "failed"]
+"""How the answers came to their end; empty: all are whole."""
+
+
 class Talk(msgspec.Struct, kw_only=True):
     """What is kept of a comparison until the app is opened again; its fields are those of Comparison."""
 
@@ -41,6 +45,7 @@ class Talk(msgspec.Struct, kw_only=True):
     blind: bool = False
     hidden: bool = False
     vote: Vote | None = None
+    ended: Ended = ""
     conversation: dict[str, History] = {}
 
 
@@ -55,7 +60,7 @@ class Comparison:
         self.hidden = False
         """Names and telling figures aren't to be seen before the vote."""
         self.vote: Vote | None = None
-        self.running = False
+        self.ended: Ended = ""
         self._conversation: dict[str, History] = {}
         """Earlier turns by REF."""
         self._asked: list[Side] = []
@@ -71,17 +76,19 @@ class Comparison:
             blind=self.blind,
             hidden=self.hidden,
             vote=self.vote,
+            ended=self.ended,
             conversation=self._conversation,
         )
 
     def take_up(self, talk: Talk) -> bool:
-        """False when it was broken off before every side had answered; nothing of it is hidden then."""
+        """True when the end of the app has cut its answers; nothing of it is hidden then."""
         self.prompt, self.sides, self.blind, self.hidden = talk.prompt, talk.sides, talk.blind, talk.hidden
-        self.vote, self._conversation = talk.vote, talk.conversation
-        whole = all(side.finished for side in self.sides)
-        if not whole:
+        self.vote, self.ended, self._conversation = talk.vote, talk.ended, talk.conversation
+        cut = self.running
+        if cut:
+            self.ended = "failed"
             self.reveal()
-        return whole
+        return cut
 
     # -- Asking
 
@@ -105,7 +112,7 @@ class Comparison:
         return self._ask(rest) if rest else None
 
     def _ask(self, sides: list[Side]) -> dict[str, Any]:
-        self._asked, self.running = list(sides), True
+        self._asked, self.ended = list(sides), "running"
         return {
             "ref": [side.model for side in sides],
             "prompt": self.prompt,
@@ -124,10 +131,14 @@ class Comparison:
             side.finished = event
         return self.sides.index(side)
 
-    def end(self) -> bool:
+    @property
+    def running(self) -> bool:
+        return self.ended == "running"
+
+    def end(self, cancelled: bool = False) -> bool:
         """Nothing more comes. True when every side has answered: then the conversation is a turn longer."""
-        self.running = False
         whole = bool(self.sides) and all(side.finished for side in self.sides)
+        self.ended = "" if whole else "cancelled" if cancelled else "failed"
         if whole:
             for side in self.sides:
                 turn = (Message("user", self.prompt), Message("assistant", side.text))

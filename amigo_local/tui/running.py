@@ -89,7 +89,8 @@ def _take_any_bytes() -> None:
 
 def _end_at_once(session: Session, number: int) -> None:
     """The terminal was closed. Textual's writer ends at its first failed write, and drawing what leads to a regular end
-    would then wait for it for ever. Questions end with their pipes, runs go on."""
+    would then wait for it for ever. Questions end with their pipes, runs go on. Some shells tell of it twice."""
+    signal.signal(number, signal.SIG_IGN)
     session.save()
     os._exit(128 + number)
 

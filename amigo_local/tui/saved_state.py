@@ -15,7 +15,8 @@ from amigo_local.tui.comparison import Talk
 
 STATE_FILE = "tui.json"
 PROMPTS_KEPT = 200
-_writing = threading.Lock()
+_writing = threading.RLock()
+"""A signal may come while the same thread writes."""
 
 
 class RecipeChoice(msgspec.Struct, kw_only=True):

@@ -8,6 +8,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def thawed() -> Iterator[None]:
-    """An app freezes what is there, for it ends with its process; here the next one comes."""
+    """An app has its own way to collect, for it ends with its process; here the next one comes."""
+    thresholds = gc.get_threshold()
     yield
     gc.unfreeze()
+    gc.set_threshold(*thresholds)

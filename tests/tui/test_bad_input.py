@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -116,3 +117,16 @@ def test_a_signal_ends_it_as_a_key_does_with_its_processes_and_a_sane_terminal(t
         assert psutil.wait_procs(runners, timeout=10)[1] == []
         left_on = {mode for mode in ("?1049", "?1000", "?1003", "?2004") if f"\x1b[{mode}l" not in app.since(mark)}
         assert left_on == set() and re.search(r"\x1b\[\?25h", app.since(mark))
+
+
+def test_a_hangup_told_twice_ends_it(tmp_path: Path) -> None:
+    """As by a shell whose terminal is closed; the second comes while the first is still writing."""
+    for place in range(3):
+        home = tmp_path / str(place)
+        with PtyProgram([str(SCRIPT), "tui"], (100, 30), environment(home)) as app:
+            app.wait_for("Recipe: choose one")
+            for _ in range(2):
+                app.signal(signal.SIGHUP)
+                time.sleep(0.0005)
+            assert app.wait(10) in (128 + signal.SIGHUP, -signal.SIGHUP)
+        assert (home / "tui.json").is_file()

@@ -197,9 +197,31 @@ def test_answers_that_the_closed_window_cut_are_there_and_their_prompt_waits(
         await answered(pilot, screen)
         assert any(view.text for view in screen.views) and not screen.comparison.running
         assert "✗ not finished" in screen_text(app) and screen.box.text == "Write a long story."
+        await pilot.press("s")
+        await until(pilot, lambda: "✗ not finished" in screen_text(app))  # on the other side
+        screen.box.full_text = ""
+        await pilot.press("enter")
+        await pilot.pause()
 
-    compared(home, first, talkative)
-    compared(home, second, talkative)
+    async def third(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await answered(pilot, screen)
+        assert "✗ not finished" in screen_text(app) and screen.box.text == ""  # it was given back once
+        await ask(pilot, screen, "Write a long story.")
+        await until(pilot, lambda: any(view.text for view in screen.views))
+        await pilot.press("escape")
+        await until(pilot, lambda: "■ stopped" in screen_text(app))
+
+    async def fourth(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
+        await answered(pilot, screen)
+        assert "■ stopped" in screen_text(app) and "✗" not in screen_text(app)
+        app.action_show_screen("loop")
+        screen.state.left = BROKEN  # as the Models screen does
+        app.action_show_screen("compare")
+        await until(pilot, lambda: "compare-broken" in screen_text(app) and not screen.comparison.sides)
+        assert not any(view.text for view in screen.views)
+
+    for body in (first, second, third, fourth):
+        compared(home, body, talkative)
 
 
 def test_blind_nothing_on_the_screen_tells_who_is_who_until_the_vote(tiny_tags: RealOllama, tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ from amigo_local.engine.lock import hold_run
 from amigo_local.engine.run_record import RunRecord, write_run
 from amigo_local.engine.workspace import Workspace
 from amigo_local.tui.app import AmigoApp
+from amigo_local.tui.asking import Reply
 from amigo_local.tui.screens.cleaning import Cleaning
 from amigo_local.tui.screens.confirm import Confirm
+from amigo_local.tui.screens.leaving import Leaving
 from amigo_local.tui.screens.runs import RunsScreen
 from amigo_local.tui.widgets.run_details import RunDetails, run_answer
 from tests.support.pinned_session import PinnedSession, recorded
@@ -190,6 +192,35 @@ def test_the_whole_message_of_a_failure_is_read_and_details_are_scrolled_by_keys
             await until(pilot, lambda: details.scroll_offset.y == 0)  # another run is read from its beginning
             await pilot.press("8")
             await until(pilot, lambda: not isinstance(app.screen, RunsScreen))
+
+    asyncio.run(body())
+
+
+def test_freed_while_it_is_asked_whether_to_leave_the_app_it_waits_for_the_answer(tmp_path: Path) -> None:
+    """A pull goes on, which doesn't keep the home to itself; freeing takes its time."""
+    freed = asyncio.Event()
+
+    class SlowSession(PinnedSession):
+        async def ask(self, verb: str, params: Mapping[str, Any] | None = None) -> Reply:
+            if (params or {}).get("yes"):
+                await freed.wait()
+            return await super().ask(verb, params)
+
+    async def body() -> None:
+        app = AmigoApp(SlowSession(tmp_path), screen="runs")
+        async with headless(app, (100, 30)) as pilot:
+            await until(pilot, lambda: runs_screen(app).state != "")
+            await pilot.press("c")
+            await until(pilot, lambda: isinstance(app.screen, Cleaning) and "y frees it" in screen_text(app))
+            await pilot.press("y")
+            await until(pilot, lambda: "freeing" in screen_text(app))
+            await pilot.press("ctrl+q")
+            await until(pilot, lambda: isinstance(app.screen, Leaving))
+            freed.set()
+            await pilot.pause(0.3)
+            assert isinstance(app.screen, Leaving)
+            await pilot.press("escape")
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
     asyncio.run(body())
 

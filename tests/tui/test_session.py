@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from amigo_local.domain.errors import InputError
 from amigo_local.domain.run_state import RunState
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.tui.session import Session
+from tests.support.flood import begin, end_of, start_flood
 from tests.support.tiny_run import write_tiny_run
 
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
@@ -126,6 +128,30 @@ def test_the_followed_state_is_whole_after_a_flood(tmp_path: Path) -> None:
 
     with_session(tmp_path, body)
     assert len(seen) < 60
+
+
+def test_records_wait_while_a_key_is_answered_and_none_is_lost(tmp_path: Path) -> None:
+    flood = start_flood(tmp_path, "20260101-000000-flood", 5000, 1)
+    told: list[tuple[float, int]] = []
+
+    async def body(session: Session) -> None:
+        session.on_update = lambda state, records: told.append((time.monotonic(), state.last_seq))
+        await session.follow("20260101-000000-flood")
+        await until(lambda: bool(told))
+        began = time.monotonic()
+        session.hold(5, at_most=0.6)
+        begin(flood)
+        await asyncio.sleep(0.5)
+        assert session.run and session.run.last_seq <= 1  # what was there before
+        session.hold(5, at_most=0.6)  # the next key
+        await until(lambda: bool(session.run and session.run.last_seq > 1))
+        assert 0.5 < time.monotonic() - began < 5  # but not for ever
+        session.hold(1, at_most=0.6)  # the run ends meanwhile
+        end = await asyncio.to_thread(end_of, flood)
+        await until(lambda: bool(session.run and session.run.last_seq == end.records - 1), 10)
+        await until(lambda: not session.live and told[-1][1] == end.records - 1, 10)
+
+    with_session(tmp_path, body)
 
 
 def test_a_run_that_begins_elsewhere_is_noticed_and_what_was_chosen_stays(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import ClassVar
 
 from textual import work
@@ -112,4 +113,6 @@ class Cleaning(ModalScreen[str]):
             self._say(f"{reply.error.message}\n{reply.error.hint}")
             self.refresh_bindings()
         else:
+            while self.app.screen is not self:  # it is being asked whether to leave the app
+                await asyncio.sleep(0.1)
             self.dismiss(reply.notes[-1].text if reply.notes else "freed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from random import Random
 from typing import ClassVar
 
@@ -20,13 +20,13 @@ from amigo_local.domain.events import GenerationFinished, Note, StageFailed, Tok
 from amigo_local.presentation.run_models import models_of
 from amigo_local.presentation.visible_text import visible
 from amigo_local.tui.asking import Asked
-from amigo_local.tui.comparison import VERDICTS, Comparison, Side, Talk, brief
+from amigo_local.tui.comparison import VERDICTS, Comparison, Ended, Side, Talk, brief
 from amigo_local.tui.prompt_set import PromptSet, newest_prompts
 from amigo_local.tui.saved_state import CompareState
 from amigo_local.tui.screens.ask_text import AskText
 from amigo_local.tui.screens.base import AmigoScreen
 from amigo_local.tui.screens.choose_model import choose_model
-from amigo_local.tui.widgets.answer_view import AnswerView, State
+from amigo_local.tui.widgets.answer_view import AnswerView
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.model_rows import short_name
 from amigo_local.tui.widgets.prompt_box import PromptBox
@@ -114,15 +114,19 @@ class CompareScreen(AmigoScreen):
 
     def on_mount(self) -> None:
         """What was said when the app was closed is there again."""
-        if not self.comparison.take_up(self.state.talk):
+        cut = self.comparison.take_up(self.state.talk)
+        if self.comparison.sides:
             self._redraw()
-            self._unfinished("failed")
-        elif self.comparison.sides:
-            self._redraw()
+        if cut:
+            self._give_back()
+            self._remember()
 
     def shown(self) -> None:
         if not self.models and self.session.run:
             self.state.left, self.state.right = (*models_of(self.session.run), "", "")[:2]
+        comparison = self.comparison
+        if not comparison.running and comparison.sides and {side.model for side in comparison.sides} != {*self.models}:
+            self._clear()  # others were chosen elsewhere
         if not self.models:  # the box would swallow the very keys that choose one
             self.action_to_answers()
         if self.state.prompt_set and not self.prompt_set.path:
@@ -182,6 +186,7 @@ class CompareScreen(AmigoScreen):
             view.finish(side.finished)
             if side.finished and not side.text:
                 view.say(_SAID_NOTHING)
+        self._mark_unfinished()
         self._show_all()
 
     def _remember(self) -> None:
@@ -216,14 +221,15 @@ class CompareScreen(AmigoScreen):
         self._remember()
         failures = [await self._stream(params)]
         if failures[0] and failures[0].exit_code != EXIT_CANCELLED and (rest := comparison.ask_the_rest()):
-            self._mark_unfinished("failed", comparison.sides[:1])
+            _mark_unfinished(self.views[0], comparison.sides[0], "failed")
             failures.append(await self._stream(rest))
-        whole = comparison.end()
         failed = next((failure for failure in failures if failure), None)
+        cancelled = failed is not None and failed.exit_code == EXIT_CANCELLED
+        whole = comparison.end(cancelled)
         if not whole:
             comparison.reveal()
-            cancelled = failed is not None and failed.exit_code == EXIT_CANCELLED
-            self._unfinished("cancelled" if cancelled else "failed")
+            self._mark_unfinished()
+            self._give_back()
             if failed and not cancelled:
                 self.amigo.show_failure(failed)
         self._show_all()
@@ -259,16 +265,12 @@ class CompareScreen(AmigoScreen):
                 self._note = f"{event.level}: {event.text}" if event.level in ("warning", "problem") else event.text
                 self._show_standing()
 
-    def _mark_unfinished(self, how: State, sides: Sequence[Side]) -> None:
-        for side in sides:
-            view = self.views[self.comparison.sides.index(side)]
-            if not side.finished:
-                view.finish()
-                view.say("stopped" if how == "cancelled" else "not finished" if side.text else "no answer", how)
+    def _mark_unfinished(self) -> None:
+        for view, side in zip(self.views, self.comparison.sides, strict=False):
+            _mark_unfinished(view, side, self.comparison.ended)
 
-    def _unfinished(self, how: State) -> None:
+    def _give_back(self) -> None:
         """The prompt is there to be asked again."""
-        self._mark_unfinished(how, self.comparison.sides)
         if not self.box.text:
             self.box.full_text = self.comparison.prompt
 
@@ -435,6 +437,12 @@ class CompareScreen(AmigoScreen):
         yield SystemCommand("Open a prompt set", "Ask the prompts of a file one by one", self.action_open_set)
         yield SystemCommand("New conversation", "Forget the turns before", self.action_anew)
         yield SystemCommand("Copy the answer", "All of the text of the pane in use", lambda: self.action_copy("text"))
+
+
+def _mark_unfinished(view: AnswerView, side: Side, how: Ended) -> None:
+    if not side.finished and how in ("cancelled", "failed"):
+        view.finish()
+        view.say("stopped" if how == "cancelled" else "not finished" if side.text else "no answer", how)
 
 
 SCREEN = CompareScreen

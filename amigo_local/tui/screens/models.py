@@ -72,6 +72,7 @@ class ModelsScreen(ModelActions):
         """Ref of the row that the details are of, or are to be of."""
         self._asking: dict[str, Asked] = {}
         self._rest: Timer | None = None
+        self._was_roomy = False
 
     def body(self) -> ComposeResult:
         yield WorkView()
@@ -97,6 +98,9 @@ class ModelsScreen(ModelActions):
     def current(self) -> ModelRow | None:
         row = self.table.current if self.is_mounted else None
         return self.rows.get(str(row[0])) if row else None
+
+    def on_mount(self) -> None:
+        self.screen_layout_refresh_signal.subscribe(self, self._laid_out)
 
     def shown(self) -> None:
         if self.session.run:
@@ -143,12 +147,17 @@ class ModelsScreen(ModelActions):
             self.call_after_refresh(self.table.focus_rows)
 
     def _lay_out(self) -> None:
-        roomy = self.query_one("#list").size.width >= _ROOMY
-        shown = overview(list(self.rows.values()), roomy=roomy)
-        self.table.show(shown)
+        self._was_roomy = self._is_roomy
+        self.table.show(overview(list(self.rows.values()), roomy=self._was_roomy))
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._lay_out)
+    @property
+    def _is_roomy(self) -> bool:
+        return self.query_one("#list").size.width >= _ROOMY
+
+    def _laid_out(self, screen: object) -> None:
+        """The list is as wide as what lies beside it lets it be, which is known after a layout."""
+        if self._is_roomy != self._was_roomy:
+            self.call_later(self._lay_out)
 
     def action_refresh(self) -> None:
         self._answers.clear()

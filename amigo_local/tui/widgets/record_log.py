@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.color import Color
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -159,16 +159,18 @@ class RecordLog(Ground, ScrollView, can_focus=True):
 
     # -- Showing
 
-    def on_mount(self) -> None:
-        self.app.theme_changed_signal.subscribe(self, lambda theme: self._wrap_again())
+    def render_lines(self, crop: Region) -> list[Strip]:
+        self._muted = Style(color=self.background_colors[1].blend(self.colors[3], 0.6).rich_color)
+        return super().render_lines(crop)
 
     def on_resize(self, event: events.Resize) -> None:
         if self.scrollable_content_region.width != self._width:
             self._wrap_again()
+        else:
+            self._changed()  # a lower one still shows its end
 
     def _wrap_again(self) -> None:
         self._width = self.scrollable_content_region.width
-        self._muted = Style(color=self.background_colors[1].blend(self.colors[3], 0.6).rich_color)
         entries, self._entries = self._entries, deque()
         self._lines.clear()
         for entry, _ in entries:
