@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.widgets import Static
 
 from amigo_local.domain.events import AnyEvent, Column, Note, Table
 from amigo_local.domain.modelfile import Modelfile
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.serving.ollama_server import OllamaServer
 from amigo_local.tui.screens.base import AmigoScreen
+from amigo_local.tui.screens.confirm import Confirm
 from amigo_local.tui.screens.models import ModelsScreen
 from amigo_local.tui.screens.pick_row import PickRow
 from amigo_local.tui.session import Session
@@ -132,7 +134,8 @@ def test_a_removal_says_what_depends_on_it_and_waits_for_a_yes(session: Counting
             app.models.table.point_at(made.adapter.path)
             await pilot.press("delete")
             await until(pilot, lambda: "Depends on it:" in screen_text(app))
-            assert made.export.path in screen_text(app).replace("│", "").replace("\n", "").replace(" ", "")
+            assert isinstance(app.screen, Confirm)
+            assert made.export.path in str(app.screen.query(Static).first().content)
             await pilot.press("escape")
             assert Path(made.adapter.path).exists()
             app.models.table.point_at("ollama:screen-gone:latest")
