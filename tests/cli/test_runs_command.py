@@ -80,7 +80,8 @@ def test_a_run_took_what_it_worked_not_what_it_waited(tmp_path: Path) -> None:
         for time, event in told:
             journal.append(Record("a", journal.next_seq, time, "pull", event))
     _, records = amigo_records_here(tmp_path, "runs", "ls")
-    assert [row[3:] for row in records[0].event.rows] == [(45.0, "done")]  # type: ignore[union-attr]  # the table
+    (table,) = [record.event for record in records if isinstance(record.event, Table)]
+    assert [row[3:] for row in table.rows] == [(45.0, "done")]
 
 
 def test_what_is_shown_of_a_run_names_the_recipe_and_what_to_do(tmp_path: Path) -> None:

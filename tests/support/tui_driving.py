@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -37,6 +38,16 @@ async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: fl
                 await pilot.pause(0.02)
     except TimeoutError as error:
         raise TimeoutError(f"not within {seconds} s; the screen shows:\n{screen_text(pilot.app)}") from error
+
+
+async def settled(pilot: Pilot[None]) -> str:
+    """The picture, once nothing is drawn any more, with one name for all terminals."""
+    last, same = "", 0
+    while same < 4:
+        await pilot.pause(0.05)
+        now = re.sub(r"terminal-\d+", "terminal", pilot.app.export_screenshot())
+        same, last = (same + 1 if now == last else 0), now
+    return last
 
 
 def screen_text(app: object) -> str:

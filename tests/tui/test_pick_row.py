@@ -16,12 +16,16 @@ def test_keys_that_come_at_once_filter_and_choose(tmp_path: Path) -> None:
     async def body() -> None:
         app = AmigoApp(PinnedSession(tmp_path), screen="runs")
         async with headless(app, (120, 40)) as pilot:
-            for keys, chosen in ((["slash", *"new", "enter", "enter"], "model-new"), (["down", "enter"], "model-new")):
+
+            async def chosen_by(*keys: str) -> str | None:
                 answers: list[str | None] = []
                 app.push_screen(PickRow("Which?", ROWS, "model"), answers.append)
                 await until(pilot, lambda: isinstance(app.screen, PickRow), 10)
                 await pilot.press(*keys)
-                await until(pilot, lambda: bool(answers), 10)  # noqa: B023
-                assert answers == [chosen]
+                await until(pilot, lambda: answers, 10)
+                return answers[0]
+
+            assert await chosen_by("slash", *"other", "enter", "enter") == "other"
+            assert await chosen_by("down", "enter") == "model-new"
 
     asyncio.run(body())

@@ -13,6 +13,7 @@ from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.base import SCREENS
 from amigo_local.tui.themes import DARK, LIGHT
 from tests.support.pinned_session import PinnedSession
+from tests.support.tui_driving import settled
 
 ANSWERS = (
     "To add two numbers we first think about what addition is.\n\n```python\ndef add(a, b):\n    return a + b\n```\n",
@@ -40,15 +41,6 @@ def chat(params: object) -> list[TokenGenerated | GenerationFinished | Note]:
 def pinned_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-
-
-async def settled(pilot: Pilot[None]) -> None:
-    """Until nothing is drawn any more."""
-    last, same = "", 0
-    while same < 4:
-        await pilot.pause(0.05)
-        now = pilot.app.export_screenshot()
-        same, last = (same + 1 if now == last else 0), now
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.base import SCREENS
 from amigo_local.tui.themes import DARK, LIGHT
 from tests.support.pinned_session import PinnedSession
-from tests.support.tui_driving import headless, until
+from tests.support.tui_driving import headless, settled, until
 
 Before = Callable[[AmigoApp, "Pilot[None]"], Awaitable[None]]
 SIZE = (120, 40)
@@ -38,15 +37,6 @@ def pictures(home: Path, theme: str, before: Before | None = None, size: tuple[i
 
     asyncio.run(body())
     return taken
-
-
-async def settled(pilot: Pilot[None]) -> str:
-    last, same = "", 0
-    while same < 4:
-        await pilot.pause(0.05)
-        now = re.sub(r"terminal-\d+", "terminal", pilot.app.export_screenshot())
-        same, last = (same + 1 if now == last else 0), now
-    return last
 
 
 async def before_they_are_seen(app: AmigoApp, pilot: Pilot[None]) -> None:

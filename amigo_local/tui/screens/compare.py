@@ -12,7 +12,7 @@ from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
-from textual.widgets import Static, TextArea
+from textual.widgets import Static
 
 from amigo_local.data.votes import Choice, Vote, append_vote
 from amigo_local.domain.errors import EXIT_CANCELLED, AmigoError
@@ -21,11 +21,9 @@ from amigo_local.presentation.run_models import models_of
 from amigo_local.presentation.visible_text import visible
 from amigo_local.tui.asking import Asked
 from amigo_local.tui.comparison import VERDICTS, Comparison, Ended, Side, Talk, brief
-from amigo_local.tui.prompt_set import PromptSet, newest_prompts
-from amigo_local.tui.saved_state import CompareState
-from amigo_local.tui.screens.ask_text import AskText
-from amigo_local.tui.screens.base import AmigoScreen
+from amigo_local.tui.prompt_set import newest_prompts
 from amigo_local.tui.screens.choose_model import choose_model
+from amigo_local.tui.screens.compare_prompts import ComparePrompts
 from amigo_local.tui.widgets.answer_view import AnswerView
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.model_rows import short_name
@@ -36,7 +34,7 @@ _ASKED_CHARACTERS = 1000
 _SAID_NOTHING = "it said nothing"
 
 
-class CompareScreen(AmigoScreen):
+class CompareScreen(ComparePrompts):
     NAME = "compare"
     DEFAULT_CSS = """
     CompareScreen {
@@ -82,7 +80,6 @@ class CompareScreen(AmigoScreen):
         self.comparison = Comparison(chance or Random())
         self._asked: Asked | None = None
         self._note = ""
-        self.prompt_set = PromptSet()
 
     def body(self) -> ComposeResult:
         yield Static(id="asked", markup=False)
@@ -97,16 +94,8 @@ class CompareScreen(AmigoScreen):
     # -- What is shown
 
     @property
-    def state(self) -> CompareState:
-        return self.session.saved.compare
-
-    @property
     def views(self) -> list[AnswerView]:
         return list(self.query(AnswerView))
-
-    @property
-    def box(self) -> PromptBox:
-        return self.query_one(PromptBox)
 
     @property
     def models(self) -> list[str]:
@@ -129,8 +118,7 @@ class CompareScreen(AmigoScreen):
             self._clear()  # others were chosen elsewhere
         if not self.models:  # the box would swallow the very keys that choose one
             self.action_to_answers()
-        if self.state.prompt_set and not self.prompt_set.path:
-            self.run_worker(self._read_set(self.state.prompt_set, self.state.prompt_place), group="set", exclusive=True)
+        super().shown()
         self._show_all()
 
     def _show_all(self) -> None:
@@ -144,7 +132,7 @@ class CompareScreen(AmigoScreen):
                 view.show_model(self._short(chosen) if chosen else "no model")
                 view.say("" if chosen else self._how_to_choose("mM"[place]), "" if chosen else "waiting")
         self._show_asked()
-        self._show_standing()
+        self.show_standing()
         self.refresh_bindings()
 
     def _show_asked(self) -> None:
@@ -162,7 +150,7 @@ class CompareScreen(AmigoScreen):
     def _short(self, ref: str) -> str:
         return short_name(ref, self.session.workspace.artifacts_dir)
 
-    def _show_standing(self) -> None:
+    def show_standing(self) -> None:
         comparison = self.comparison
         parts = []
         if comparison.can_vote:
@@ -263,7 +251,7 @@ class CompareScreen(AmigoScreen):
                     view.finish(event)
             case Note():
                 self._note = f"{event.level}: {event.text}" if event.level in ("warning", "problem") else event.text
-                self._show_standing()
+                self.show_standing()
 
     def _mark_unfinished(self) -> None:
         for view, side in zip(self.views, self.comparison.sides, strict=False):
@@ -311,7 +299,7 @@ class CompareScreen(AmigoScreen):
             return False
         return True
 
-    # -- Models and prompts
+    # -- Models
 
     @work(group="dialog", exclusive=True)
     async def action_pick(self, place: int) -> None:
@@ -334,12 +322,12 @@ class CompareScreen(AmigoScreen):
         self.state.blind = not self.state.blind
         self._note = "blind from the next prompt on: sides are shuffled, names come after the vote"
         self._note = self._note if self.state.blind else ""
-        self._show_standing()
+        self.show_standing()
 
     def action_anew(self) -> None:
         self._clear()
         self._note = "a new conversation"
-        self._show_standing()
+        self.show_standing()
 
     def _clear(self) -> None:
         """Prompt, answers and conversation; not what is in the box."""
@@ -348,35 +336,6 @@ class CompareScreen(AmigoScreen):
             view.clear()
         self._show_all()
         self._remember()
-
-    def action_step(self, by: int) -> None:
-        """Puts the next prompt of the set into the box, or the one before."""
-        if self.prompt_set.prompts:
-            self._put(self.prompt_set.step(by))
-        else:
-            self.action_open_set()
-
-    def _put(self, prompt: str) -> None:
-        self.state.prompt_set, self.state.prompt_place = self.prompt_set.path, self.prompt_set.place
-        self.box.replace_by(prompt)
-        self.action_to_prompt()
-        self._show_standing()
-
-    @work(group="dialog", exclusive=True)
-    async def action_open_set(self) -> None:
-        help = "a .jsonl with a `prompt` column, or a .txt or .md with one prompt a line or --- between them"
-        path = await self.app.push_screen_wait(AskText("Ask the prompts of which file?", help, self.state.prompt_set))
-        if path and await self._read_set(path, 0):
-            self._put(self.prompt_set.step(1))
-
-    async def _read_set(self, path: str, place: int) -> bool:
-        try:
-            await self.prompt_set.read(path, place)
-        except AmigoError as error:
-            self.amigo.show_failure(error)
-            return False
-        self._show_standing()
-        return True
 
     # -- Copying, and where the keys go
 
@@ -395,20 +354,11 @@ class CompareScreen(AmigoScreen):
         """The pane that has the focus, or had it last."""
         return next((view for view in self.views if view.has_focus_within), self.views[0])
 
-    def action_to_prompt(self) -> None:
-        self.box.focus()
-
     def action_to_answers(self) -> None:
         self._pointed.focus_text()
 
     def on_descendant_focus(self) -> None:
         self._show_all()
-
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        self.state.draft = self.box.full_text
-
-    def on_prompt_box_held(self, event: PromptBox.Held) -> None:
-        self.notify(f"long: it stands in the prompt as {event.word} and is sent in full", markup=False)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         running, in_box = self.comparison.running, self.box.has_focus
@@ -425,8 +375,6 @@ class CompareScreen(AmigoScreen):
                 return not in_box
             case "pick" | "swap" | "anew":
                 return not running
-            case "step":
-                return bool(self.prompt_set.prompts) or parameters == (1,)
         return super().check_action(action, parameters)
 
     def commands(self) -> Iterable[SystemCommand]:
@@ -434,7 +382,7 @@ class CompareScreen(AmigoScreen):
         yield SystemCommand("Choose the right model", "Which one answers on the right", lambda: self.action_pick(1))
         yield SystemCommand("Swap sides", "Exchange the two", self.action_swap)
         yield SystemCommand("Blind comparison", "Hide who is who until the vote", self.action_blind)
-        yield SystemCommand("Open a prompt set", "Ask the prompts of a file one by one", self.action_open_set)
+        yield from super().commands()
         yield SystemCommand("New conversation", "Forget the turns before", self.action_anew)
         yield SystemCommand("Copy the answer", "All of the text of the pane in use", lambda: self.action_copy("text"))
 
