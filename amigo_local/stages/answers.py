@@ -58,7 +58,10 @@ class AnswersParams(Params, frozen=True, kw_only=True):
 
 def run(params: AnswersParams, context: StageContext) -> StageResult:
     if params.all:
-        context.emit(past_evaluations(context.workspace))
+        past = past_evaluations(context.workspace)
+        context.emit(past)
+        if not past.rows:
+            context.note(f"nothing was evaluated in {context.workspace.root}", fix="amigo-local evaluate REF [REF]")
         return StageResult()
     folder = evaluation_folder(params.where, context.workspace)
     result = read_results(folder)

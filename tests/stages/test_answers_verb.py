@@ -131,6 +131,8 @@ def test_a_whole_humaneval_of_two_models_is_listed_within_a_tenth_of_a_second(ho
 
 
 def test_evaluations_of_a_home_are_listed_newest_first(tmp_path: Path) -> None:
+    nothing = amigo_here(tmp_path, "answers", "--all")
+    assert nothing.returncode == 0 and "nothing was evaluated in" in nothing.stdout + nothing.stderr
     workspace = Workspace(tmp_path)
     workspace.prepare()
     for age, refs in enumerate((["old"], ["old", "ollama:new"])):
