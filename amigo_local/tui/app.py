@@ -196,8 +196,9 @@ class AmigoApp(App[None]):
         if isinstance(failure, AmigoError):
             failure = StageFailed(failure.message, failure.hint, failure.exit_code)
         self.failure = failure
-        for screen in self._amigo_screens():
-            screen.show_failure(failure)
+        for screen in self.screen_stack:
+            if isinstance(screen, AmigoScreen):
+                screen.show_failure(failure)
 
     def hide_failure(self) -> None:
         """It was of what one has left, or has begun anew."""

@@ -15,6 +15,7 @@ from amigo_local.domain.events import StageFailed
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.screens.base import SCREENS, AmigoScreen
 from amigo_local.tui.screens.details import FailureDetails
+from amigo_local.tui.screens.doctor import DoctorScreen
 from amigo_local.tui.screens.leaving import Leaving
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from amigo_local.tui.widgets.key_footer import KeyFooter
@@ -162,14 +163,23 @@ def test_every_screen_shows_itself_at_any_size(tmp_path: Path, size: tuple[int, 
     drive(tmp_path, body, size)
 
 
+def test_a_failure_waits_for_a_screen_that_is_not_there_yet(tmp_path: Path) -> None:
+    async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
+        screen = DoctorScreen()
+        screen.show_failure(StageFailed("no such model", "", 2))
+        app.push_screen(screen)
+        await until(pilot, lambda: "no such model" in screen_text(app))
+
+    drive(tmp_path, body)
+
+
 def test_the_keys_below_are_made_anew_only_when_they_are_others(tmp_path: Path) -> None:
     async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
-        await pilot.pause(0.1)
         footer = app.screen.query_one(KeyFooter)
+        await until(pilot, lambda: "Pause" in screen_text(app).splitlines()[-1])
         before = list(footer.children)
-        assert "Pause" in screen_text(app).splitlines()[-1]
         app.screen.refresh_bindings()
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert list(footer.children) == before
         assert app.session.run
         app.session.run.paused = True

@@ -54,6 +54,8 @@ class AmigoScreen(Screen[None]):
         self._css_update_count = self.app._css_update_count
         self._styled_for = self.app.theme
         """Styles are made anew for another theme only."""
+        self._failure: StageFailed | None = None
+        """One that came before there was a place to show it."""
 
     @property
     def amigo(self) -> AmigoApp:
@@ -77,6 +79,10 @@ class AmigoScreen(Screen[None]):
     def body(self) -> ComposeResult:
         """What lies between the bar of screens and the footer."""
         yield from ()
+
+    def on_mount(self) -> None:
+        if self._failure:
+            self.show_failure(self._failure)
 
     def on_screen_resume(self, event: events.ScreenResume) -> None:
         event.refresh_styles = self._styled_for != self.app.theme
@@ -127,6 +133,9 @@ class AmigoScreen(Screen[None]):
         return True
 
     def show_failure(self, failure: StageFailed) -> None:
+        if not self.query(FailureBar):
+            self._failure = failure
+            return
         screen = screen_for(failure.hint)
         here = f"{list(SCREENS).index(screen) + 1} {screen.title()}" if screen and screen != self.NAME else ""
         self.query_one(FailureBar).show(failure, here)
