@@ -78,7 +78,7 @@ def artifact(stage: str, kind: Any, gib: float, **figures: Figure) -> Artifact:
 def loop_records() -> list[Record]:
     """A chain in the middle of its first training."""
     events: list[tuple[float, str, AnyEvent]] = [
-        (0, "run", RunStarted(verb="run", title="run all --model amigo-reasoner:12b"))
+        (-0.5, "run", RunStarted(verb="run", title="run all --model amigo-reasoner:12b"))
     ]
 
     def done(at: float, seconds: float, stage: str, of: str, made: Artifact) -> None:

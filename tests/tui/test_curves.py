@@ -108,9 +108,9 @@ def test_many_points_are_drawn_within_the_time_of_a_key() -> None:
         best = math.inf
         for _ in range(7):
             widget.show(curves)
-            began = time.perf_counter()
+            began = time.thread_time()
             widget.render_line(0)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         assert best < 0.05, f"{1000 * best:.1f} ms"
         print(f"{1000 * best:.1f} ms")
 

@@ -86,7 +86,7 @@ def test_a_pull_begun_elsewhere_is_shown_and_can_be_cancelled(tmp_path: Path) ->
             )
             run_id = await asyncio.to_thread(start_detached, request)
             server.allow(30)
-            await until(pilot, lambda: "1 of 100 B" in app.work_shown)
+            await until(pilot, lambda: " of 100 B" in app.work_shown)
             assert session.saved.run_id == run_id
             await pilot.press("x")
             server.allow()

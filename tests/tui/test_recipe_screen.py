@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Select, Static
 
+from amigo_local.domain.plan import Plan
 from amigo_local.engine.recipe_chain import load_chain
 from amigo_local.tui.app import AmigoApp
 from amigo_local.tui.saved_state import RecipeChoice, read_state
@@ -87,8 +89,16 @@ def test_the_plan_follows_what_one_types_and_marks_what_contradicts_it(home: Pat
         assert first and first.memory and app.said("about").startswith("demo on gemma-3-12b\nabout ")
         assert "memory.resident_layers 36 of 48 instead of 48 of 48" in app.said("levers")
         app.row("data.max_length_tokens").focus()
-        await pilot.press("enter", *"204")
-        assert app.view.has_class("-computing") and app.view.plan is first  # the old one stays, dimmed
+        computed: list[tuple[bool, Plan | None]] = []
+
+        def computing(view: PlanView) -> None:
+            shows_computing(view)
+            computed.append((view.has_class("-computing"), view.plan))
+
+        shows_computing = PlanView.show_computing
+        with patch.object(PlanView, "show_computing", computing):
+            await pilot.press("enter", *"204")
+        assert computed[0] == (True, first)  # the old one stays, dimmed
         await pilot.press("8")
         await planned(app, pilot)
         second = app.view.plan

@@ -64,9 +64,10 @@ def test_a_run_that_was_cut_is_resumed_by_a_key_and_what_nothing_needs_is_freed(
     async def body() -> None:
         async with driven(home, screen="runs") as (app, pilot):
             await app.session.start("tokenizer", {"ref": str(gguf)}, f"tokenizer {gguf}")
-            await until(pilot, lambda: runs_screen(app).state == "running")
             runner = next(p for p in psutil.process_iter(["cmdline"]) if _is_runner_of(p, home))
-            for process in (runner, *runner.children()):
+            runner.suspend()
+            await until(pilot, lambda: runs_screen(app).state == "running")
+            for process in (*runner.children(), runner):
                 process.send_signal(signal.SIGKILL)
             await until(pilot, lambda: runs_screen(app).state == "cut")  # no key is needed to see it
             await pilot.press("r")
