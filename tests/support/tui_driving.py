@@ -34,11 +34,12 @@ OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
 
 
 async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 90) -> None:
-    """Raises TimeoutError with what was on the screen."""
+    """Until it is so and all that comes with it, what is drawn too. Raises TimeoutError with what was on the screen."""
     try:
         async with asyncio.timeout(seconds):
             while not condition():
                 await pilot.pause(0.02)
+            await pilot.pause()
     except TimeoutError as error:
         raise TimeoutError(f"not within {seconds} s; the screen shows:\n{screen_text(pilot.app)}") from error
 

@@ -16,6 +16,7 @@ from amigo_local.domain.events import Note, Record, Table
 from amigo_local.domain.settings import OllamaSettings, ProgramSettings
 from amigo_local.engine.runner_process import RunRequest
 from amigo_local.tui.asking import Asked, Reply, RunnerPool
+from tests.support.own_time import uncollected
 from tests.support.tui_driving import runner_processes
 
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
@@ -115,10 +116,11 @@ def test_a_flood_is_handed_over_in_batches_and_the_loop_goes_on(tmp_path: Path) 
                 await asyncio.sleep(0.001)
                 longest = max(longest, time.thread_time() - before)
 
-        beating = asyncio.ensure_future(beat())
-        async for batch in asked:
-            sizes.append(len(batch))
-        beating.cancel()
+        with uncollected():
+            beating = asyncio.ensure_future(beat())
+            async for batch in asked:
+                sizes.append(len(batch))
+            beating.cancel()
         assert sum(sizes) == 20_000
         assert len(sizes) < 1000
         assert asked.reply.exit_code == 0
