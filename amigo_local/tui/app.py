@@ -73,6 +73,8 @@ class AmigoApp(App[None]):
         """Monotonic seconds of the last key."""
         for name in SCREENS:
             self.add_mode(name, partial(self._screen, name))
+        self._making = asyncio.Lock()
+        """Held while a screen is made ahead: Textual fails when it ends in the middle of that."""
         self._safe_lines = SafeLines()
         self.machine: MachineMeasured | None = None
         self.failure: StageFailed | None = None
@@ -128,9 +130,12 @@ class AmigoApp(App[None]):
         for name in SCREENS:
             while not self._quiet:
                 await asyncio.sleep(QUIET_SECONDS / 4)
-            if name not in self._screens:
-                _, made = self._get_screen(self._screen(name))
-                await made
+            async with self._making:
+                if self._exit:
+                    return
+                if name not in self._screens:
+                    _, made = self._get_screen(self._screen(name))
+                    await made
         gc.collect()
         gc.freeze()
 
@@ -248,6 +253,10 @@ class AmigoApp(App[None]):
         else:
             self._leave("leave")
 
+    def leave(self) -> None:
+        """As by a key, without a question: what is going on goes on."""
+        self._leave("leave")
+
     def _leave(self, choice: str | None) -> None:
         if choice in (None, "stay"):
             return
@@ -263,4 +272,5 @@ class AmigoApp(App[None]):
             self.show_failure(error)
             return
         await self.session.close()
-        self.exit()
+        async with self._making:
+            self.exit()

@@ -73,7 +73,7 @@ def _run(app: AmigoApp) -> None:
     with asyncio.Runner() as runner:
         with contextlib.suppress(NotImplementedError):  # Windows
             for number in (signal.SIGTERM, signal.SIGINT):
-                runner.get_loop().add_signal_handler(number, app.exit)
+                runner.get_loop().add_signal_handler(number, app.call_later, app.leave)
         runner.run(app.run_async())
 
 

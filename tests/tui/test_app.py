@@ -173,6 +173,20 @@ def test_a_failure_waits_for_a_screen_that_is_not_there_yet(tmp_path: Path) -> N
     drive(tmp_path, body)
 
 
+def test_a_signal_waits_for_a_screen_that_is_being_made(tmp_path: Path) -> None:
+    """Textual fails on a screen whose parts it is mounting when it ends."""
+
+    async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
+        async with app._making:
+            app.call_later(app.leave)
+            await pilot.pause(0.1)
+            assert not app._exit
+        while not app._exit:
+            await asyncio.sleep(0.01)
+
+    assert drive(tmp_path, body).return_code == 0
+
+
 def test_the_keys_below_are_made_anew_only_when_they_are_others(tmp_path: Path) -> None:
     async def body(app: AmigoApp, pilot: Pilot[None]) -> None:
         footer = app.screen.query_one(KeyFooter)
