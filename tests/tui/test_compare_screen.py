@@ -289,10 +289,10 @@ def test_escape_stops_the_answers_and_a_server_that_goes_away_loses_nothing(
 
 def test_models_are_chosen_from_the_list_and_one_may_talk_alone(tiny_tags: RealOllama, tmp_path: Path) -> None:
     async def body(app: AmigoApp, pilot: Pilot[None], screen: CompareScreen) -> None:
-        assert not screen.box.has_focus and "○ m chooses a model" in screen_text(app)
+        await until(pilot, lambda: not screen.box.has_focus and "○ m chooses a model" in screen_text(app))
         await pilot.press("enter", *"hi", "enter")
         assert screen.box.text == "hi" and not screen.comparison.sides  # nobody to ask
-        assert "escape, then m chooses a model" in screen_text(app)
+        await until(pilot, lambda: "escape, then m chooses a model" in screen_text(app))
         await pilot.press("escape", "escape", "m")  # however often: it is never typed
         await until(pilot, lambda: isinstance(app.screen, PickRow) and "compare-new" in screen_text(app))
         await pilot.press("slash", *"-new", "enter", "enter")
@@ -301,7 +301,7 @@ def test_models_are_chosen_from_the_list_and_one_may_talk_alone(tiny_tags: RealO
         await ask(pilot, screen, "hi")
         await answered(pilot, screen)
         assert screen.views[0].text and not screen.views[1].text and not screen.comparison.can_vote
-        assert "l Left" not in screen_text(app)
+        await until(pilot, lambda: "l Left" not in screen_text(app))
 
     compared(tmp_path / "home", body, tiny_tags, left="", right="")
 
