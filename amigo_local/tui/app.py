@@ -251,7 +251,7 @@ class AmigoApp(App[None]):
         if run and self.session.live and self.session.is_live(run.run_id) and not isinstance(self.screen, Leaving):
             self.push_screen(Leaving(run), self._leave)
         else:
-            self._leave("leave")
+            self.leave()
 
     def leave(self) -> None:
         """As by a key, without a question: what is going on goes on."""

@@ -30,6 +30,17 @@ def runner_processes() -> list[psutil.Process]:
     return found
 
 
+def runner_of(home: Path) -> psutil.Process | None:
+    """The process that a detached run of that home goes on in."""
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if "amigo_local.runner_process" in " ".join(process.info["cmdline"] or ()) and any(
+                str(home / "runs") in file.path for file in process.open_files()
+            ):
+                return process
+    return None
+
+
 OFFLINE = ProgramSettings(ollama=OllamaSettings(use=False))
 
 

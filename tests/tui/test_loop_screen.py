@@ -7,7 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from amigo_local.domain.events import AnyEvent, Note, Record, RunStarted
@@ -18,7 +17,7 @@ from amigo_local.tui.screens.leaving import Leaving
 from amigo_local.tui.screens.loop import LoopScreen
 from amigo_local.tui.widgets.failure_bar import FailureBar
 from tests.support.tiny_run import write_tiny_run
-from tests.support.tui_driving import driven, screen_text, until
+from tests.support.tui_driving import driven, runner_of, screen_text, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -53,7 +52,8 @@ def test_a_person_takes_a_model_through_the_loop_with_a_crash_and_a_closed_windo
             await pilot.press("a")
             await until(pilot, lambda: statuses(app)["quantize"] == "running")
             # The kernel kills the worker, as it does when memory runs out.
-            runner = next(p for p in psutil.process_iter(["cmdline"]) if _is_runner_of(p, home))
+            runner = runner_of(home)
+            assert runner
             for child in runner.children():
                 child.send_signal(signal.SIGKILL)
             await until(pilot, lambda: statuses(app)["quantize"] == "failed")
@@ -87,12 +87,6 @@ def test_a_person_takes_a_model_through_the_loop_with_a_crash_and_a_closed_windo
 
     asyncio.run(first_window())
     asyncio.run(second_window())
-
-
-def _is_runner_of(process: psutil.Process, home: Path) -> bool:
-    if "amigo_local.runner_process" not in " ".join(process.info["cmdline"] or ()):
-        return False
-    return any(str(home / "runs") in file.path for file in process.open_files())
 
 
 def test_coming_back_shows_what_was_said_meanwhile_and_nothing_twice(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import psutil
 from textual.widgets import Input, Select, Static
 
 from amigo_local.domain.modelfile import Modelfile
@@ -20,7 +21,7 @@ from tests.support.ollama_server import RealOllama
 from tests.support.registry import RealRegistry
 from tests.support.slow_pull import SlowPull
 from tests.support.tiny_gguf import write_tiny_llama
-from tests.support.tui_driving import screen_text, until
+from tests.support.tui_driving import runner_of, screen_text, until
 
 NOWHERE = ProgramSettings(ollama=OllamaSettings(use=False))
 
@@ -85,8 +86,8 @@ def test_a_pull_begun_elsewhere_is_shown_and_can_be_cancelled(tmp_path: Path) ->
                 verb="pull", params={"tag": "a"}, settings=settings, home=str(tmp_path), title="pull a", detached=True
             )
             run_id = await asyncio.to_thread(start_detached, request)
-            server.allow(30)
-            await until(pilot, lambda: " of 100 B" in app.work_shown)
+            server.allow(1)
+            await until(pilot, lambda: "1 of 100 B" in app.work_shown)
             assert session.saved.run_id == run_id
             await pilot.press("x")
             server.allow()
@@ -128,9 +129,22 @@ def test_a_gguf_is_given_a_tag_and_a_tag_is_unpacked_by_small_forms(tmp_path: Pa
             await until(pilot, lambda: isinstance(app.screen, VerbDialog))
             app.screen.query_one("#dtype", Select).value = "f32"
             await pilot.press("ctrl+s")
-            await until(pilot, lambda: session.run is not None and session.run.verb == "unpack")
-            await pilot.press("x")  # or it is done already
-            await until(pilot, lambda: session.run is not None and session.run.exit_code in (0, 130))
+            held: list[psutil.Process] = []
+
+            def hold() -> bool:
+                """So that it isn't done before it is cancelled."""
+                if session.run and session.run.verb == "unpack" and (runner := runner_of(session.home)):
+                    held.extend((runner, *runner.children()))
+                    for process in held:
+                        process.suspend()
+                return bool(held)
+
+            await until(pilot, hold)
+            await until(pilot, lambda: session.live)
+            await pilot.press("x")
+            for process in held:
+                process.resume()
+            await until(pilot, lambda: session.run is not None and session.run.exit_code == 130)
             record = read_run(session.workspace, session.saved.run_id)
             assert (record.params["ref"], record.params["dtype"]) == ("ollama:mine:latest", "f32")
 

@@ -34,7 +34,6 @@ from tests.support.gguf_bytes import (
     tensor_entry,
     text,
 )
-from tests.support.own_time import within
 from tests.support.tiny_gguf import CHATML, write_tiny_llama
 
 
@@ -99,8 +98,9 @@ def test_a_vocabulary_of_262144_tokens_is_read_fast_and_stays_small(tmp_path: Pa
     merges = array_field("tokenizer.ggml.merges", STRING, [f"left{i} right{i}" for i in range(514906)])
     path = tmp_path / "big.gguf"
     path.write_bytes(gguf_file([ARCHITECTURE, vocabulary, merges]))
-    with within(0.7):
-        header = read_header(path)
+    start = time.perf_counter()
+    header = read_header(path)
+    assert time.perf_counter() - start < 0.7
     assert isinstance(header.metadata["tokenizer.ggml.tokens"], ArrayRef)
     assert header.array("tokenizer.ggml.tokens")[262143] == "token262143"
     code = (
@@ -261,8 +261,10 @@ def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> N
     for start in endless.values():
         path.write_bytes(start)
         os.truncate(path, 1 << 40)
-        with within(0.5), pytest.raises(InputError, match=r"makes? (no )?sense"):
+        begun = time.perf_counter()
+        with pytest.raises(InputError, match=r"makes? (no )?sense"):
             read_header(path)
+        assert time.perf_counter() - begun < 0.5
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:

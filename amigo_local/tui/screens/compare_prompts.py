@@ -24,8 +24,7 @@ class ComparePrompts(AmigoScreen):
         self.prompt_set = PromptSet()
 
     def show_standing(self) -> None:
-        """Another prompt of the set is the next one."""
-        raise NotImplementedError
+        """A hook, as the base's: another prompt of the set is the next one."""
 
     @property
     def state(self) -> CompareState:
